@@ -1,0 +1,169 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""Re-batching: blocks of any size become batches of one size and form."""
+
+from collections.abc import Callable, Generator, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from pymc.variational.stream_blocks import (
+    Block,
+    BlockFormat,
+    Blocks,
+    check_exact,
+    n_rows_of,
+    to_block,
+)
+
+
+class Batches:
+    """Cut and join the blocks of a source into batches of exactly ``batch_size`` rows.
+
+    A batch is a list of arrays: one of shape ``(batch_size, *row_shape)``, one per array where
+    blocks are tuples. Columns become one matrix. Each batch has arrays of its own, so that it may
+    be kept. Rows left over at the end of an epoch open the first batch of the next one.
+
+    The first block is read at construction and fixes names, order, types and shapes.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The source.
+    batch_size : int
+        Rows in a batch.
+    dtype : dtype or sequence of dtype
+        Type of the batches' arrays.
+    preprocess_fn : callable or None
+        Applied to each block.
+    cycle : bool
+        Whether another epoch follows the first.
+
+    Attributes
+    ----------
+    columns : tuple of str or None
+        Names of the columns.
+    row_shapes : list of tuple of int
+        Row shape of each array in a batch.
+    is_tuple : bool
+        Whether blocks are tuples.
+    epoch_rows : int or None
+        Rows in an epoch, once one was read to its end.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        *,
+        batch_size: int,
+        dtype: Any,
+        preprocess_fn: Callable[[Any], Any] | None,
+        cycle: bool,
+    ):
+        self._blocks = blocks
+        self._batch_size = batch_size
+        self._preprocess_fn = preprocess_fn
+        self._cycle = cycle
+        self.epoch_rows: int | None = None
+        epoch = self._epoch()
+        first = next(epoch, None)
+        if first is None:
+            raise ValueError("the source has no rows.")
+        names = blocks.columns
+        if isinstance(first, dict) and names is not None and set(names) == set(first):
+            first = {name: first[name] for name in names}
+        self.format = BlockFormat.of(first)
+        self.is_tuple = self.format.kind is tuple
+        self.columns = self.format.names or None
+        self.row_shapes = list(self.format.shapes)
+        if self.columns is not None:
+            self.row_shapes = [(len(self.columns),)]
+        elif names is not None and not self.is_tuple:
+            self.columns = self._names_of_array(names)
+        several = isinstance(dtype, list | tuple)
+        self.dtypes = [np.dtype(d) for d in (dtype if several else [dtype] * len(self.row_shapes))]
+        if len(self.dtypes) != len(self.row_shapes) or any(
+            d.kind not in "biuf" for d in self.dtypes
+        ):
+            raise ValueError(
+                f"dtype must be a numeric type, or one for each of the {len(self.row_shapes)} "
+                f"arrays in a block; got {dtype!r}."
+            )
+        # The epoch that the first block opened goes on with the first batch.
+        self._opened: Iterator[Block] | None = chain([first], epoch)
+
+    def __iter__(self) -> Generator[list[np.ndarray], None, None]:
+        epoch, self._opened = self._opened or self._epoch(), None
+        batch, filled = self._empty(), 0
+        while True:
+            n_rows = 0
+            for block in epoch:
+                parts, start = self.format.split(block), 0
+                n_rows += n_rows_of(block)
+                while start < n_rows_of(block):
+                    stop = start + min(self._batch_size - filled, n_rows_of(block) - start)
+                    self._copy([part[start:stop] for part in parts], batch, filled)
+                    filled, start = filled + stop - start, stop
+                    if filled == self._batch_size:
+                        yield batch
+                        batch, filled = self._empty(), 0
+            if n_rows == 0:  # a one-shot iterator has no second epoch
+                return
+            self.epoch_rows = n_rows
+            if not self._cycle:
+                return
+            epoch = self._epoch()
+
+    def _names_of_array(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
+        [shape] = self.row_shapes
+        if shape == (len(names),):
+            return names
+        if self._preprocess_fn is None:
+            raise ValueError(
+                f"the source names {len(names)} columns, and its rows have shape {shape}."
+            )
+        return None
+
+    def _epoch(self) -> Iterator[Block]:
+        return map(self._preprocess, self._blocks) if self._preprocess_fn else iter(self._blocks)
+
+    def _preprocess(self, block: Block) -> Block:
+        assert self._preprocess_fn is not None
+        done = to_block(self._preprocess_fn(block), "what preprocess_fn returned")
+        if n_rows_of(done) != n_rows_of(block):
+            raise ValueError(
+                f"preprocess_fn returned {n_rows_of(done)} rows for {n_rows_of(block)}. Drop or "
+                "add rows in the source, so that N is the number of rows that are streamed."
+            )
+        return done
+
+    def _empty(self) -> list[np.ndarray]:
+        # Column-major, so that the model's buf[:, j] is contiguous.
+        return [
+            np.empty((self._batch_size, *shape), dtype, "F" if len(shape) == 1 else "C")
+            for shape, dtype in zip(self.row_shapes, self.dtypes)
+        ]
+
+    def _copy(self, parts: list[np.ndarray], batch: list[np.ndarray], start: int) -> None:
+        rows = slice(start, start + len(parts[0]))
+        labels = [self.format.label(i) for i in range(len(parts))]
+        targets = [values[rows] for values in batch]
+        if self.columns is not None:
+            labels = [f"column {name!r}" for name in self.columns]
+            targets = list(targets[0].T)
+            parts = parts if self.format.names else list(parts[0].T)
+        for part, target, label in zip(parts, targets, labels):
+            check_exact(part, target.dtype, label)
+            target[...] = part

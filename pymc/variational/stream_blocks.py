@@ -1,0 +1,288 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""Blocks: the form in which rows come out of a source.
+
+Everything here is NumPy. Sources and shuffles know nothing of PyTensor or of models.
+"""
+
+import operator
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Block = np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...]
+
+# Rows in a slice of a source that is one array: a view, so only copies downstream cost memory.
+SLICE_ROWS = 65_536
+
+
+def positive_int(value: Any, name: str) -> int:
+    """Return a size given by the user as a Python int, or say what is wrong with it."""
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    size = operator.index(value)
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}.")
+    return size
+
+
+def check_exact(values: np.ndarray, dtype: np.dtype, what: str) -> None:
+    """Raise if casting ``values`` to ``dtype`` changes one of them, rounding of floats aside."""
+    source = values.dtype
+    if source == dtype or source.kind == "b" or (source.kind == dtype.kind == "f"):
+        return
+    if values.size == 0:
+        return
+    if source.kind in "iu":
+        if dtype.kind == "f":
+            high = 2 ** (np.finfo(dtype).nmant + 1)
+            low = -high
+        else:
+            low, high = (0, 1) if dtype.kind == "b" else _limits(dtype)
+        bounds = _limits(source)
+        if low <= bounds[0] and bounds[1] <= high:
+            return
+        if low <= values.min() and values.max() <= high:
+            return
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(dtype)
+        changed = cast.astype(source) != values
+        if source.kind in "iu" and dtype.kind == "f":
+            # 2**63 as a float wraps when it is cast back, and could compare equal.
+            changed |= cast >= 2.0 ** (source.itemsize * 8 - (source.kind == "i"))
+    if changed.any():
+        value = values[changed].flat[0]
+        raise ValueError(
+            f"{what}: {value} cannot be held exactly as {dtype}. Pass a wider dtype to "
+            "StreamingDataset, or recode the values in the source (identifiers to 0, 1, 2, ...; "
+            "numbers that need not be exact to floats)."
+        )
+
+
+def _limits(dtype: np.dtype) -> tuple[int, int]:
+    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+
+
+def arrow_to_numpy(column: Any, what: str) -> np.ndarray:
+    """Convert an Arrow column, without a copy where Arrow can."""
+    if column.null_count:
+        raise ValueError(
+            f"{what}: {column.null_count} null value(s). A null has no likelihood: fill or drop "
+            "these rows before streaming."
+        )
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _array(values: Any, what: str) -> np.ndarray:
+    if np.ma.isMaskedArray(values) and np.ma.getmaskarray(values).any():
+        raise ValueError(f"{what}: masked values. Fill or drop these rows before streaming.")
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{what}: not numeric ({type(values).__name__}, dtype {array.dtype}). A block is an "
+            "array (rows, ...), a mapping from column name to array (rows,), an Arrow table or "
+            "record batch, a pandas DataFrame, or a tuple of arrays, of numbers or booleans."
+        )
+    if array.ndim == 0:
+        raise ValueError(f"{what}: a single number. A block needs a leading dimension of rows.")
+    return array
+
+
+def is_arrow(block: Any) -> bool:
+    return hasattr(block, "schema") and hasattr(block, "column") and hasattr(block, "num_rows")
+
+
+def to_block(block: Any, where: str) -> Block:
+    """Bring what a source gave into one of the three plain forms, and check it."""
+    if is_arrow(block):
+        block = {
+            name: arrow_to_numpy(block.column(i), f"{where}, column {name!r}")
+            for i, name in enumerate(block.schema.names)
+        }
+    plain: Block
+    if isinstance(block, Mapping | pd.DataFrame):
+        plain = {str(name): _array(block[name], f"{where}, column {name!r}") for name in block}
+        wrong = [f"{name!r} {values.shape}" for name, values in plain.items() if values.ndim != 1]
+        if wrong:
+            raise ValueError(f"{where}: columns must have shape (rows,): {', '.join(wrong)}.")
+        if len(plain) != len(list(block)):
+            raise ValueError(f"{where}: two columns have the same name.")
+    elif isinstance(block, tuple | list):
+        plain = tuple(_array(values, f"{where}, array {i}") for i, values in enumerate(block))
+    else:
+        return _array(block, where)
+    if len(plain) == 0:
+        raise ValueError(f"{where}: no columns.")
+    lengths = [len(values) for values in parts_of(plain)]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"{where}: columns of different lengths: {lengths}.")
+    return plain
+
+
+def parts_of(block: Block) -> list[np.ndarray]:
+    """List the arrays of a block; each has the same leading length."""
+    if isinstance(block, dict):
+        return list(block.values())
+    return list(block) if isinstance(block, tuple) else [block]
+
+
+def n_rows_of(block: Block) -> int:
+    return len(parts_of(block)[0])
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """What all blocks of a source have in common, frozen at the first one.
+
+    Attributes
+    ----------
+    kind : type
+        ``np.ndarray``, ``dict`` (columns) or ``tuple``.
+    names : tuple of str
+        Names of the columns in their frozen order; empty unless ``kind`` is ``dict``.
+    dtypes, shapes : tuple
+        Type and row shape of each array in a block.
+    """
+
+    kind: type
+    names: tuple[str, ...]
+    dtypes: tuple[np.dtype, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, block: Block) -> "BlockFormat":
+        parts = parts_of(block)
+        return cls(
+            kind=dict
+            if isinstance(block, dict)
+            else tuple
+            if isinstance(block, tuple)
+            else np.ndarray,
+            names=tuple(block) if isinstance(block, dict) else (),
+            dtypes=tuple(part.dtype for part in parts),
+            shapes=tuple(part.shape[1:] for part in parts),
+        )
+
+    def label(self, i: int) -> str:
+        if self.names:
+            return f"column {self.names[i]!r}"
+        return f"array {i}" if self.kind is tuple else "array"
+
+    def split(self, block: Block) -> list[np.ndarray]:
+        """Return the arrays of a block in frozen order, or say how the block differs."""
+        other = BlockFormat.of(block)
+        if other == self:
+            return parts_of(block)
+        if other.kind is not self.kind:
+            raise TypeError(
+                f"a block of the stream is a {other.kind.__name__}, the first one was a "
+                f"{self.kind.__name__}."
+            )
+        if set(other.names) != set(self.names):
+            raise ValueError(
+                f"a block of the stream has the columns {list(other.names)}, the first one had "
+                f"{list(self.names)}."
+            )
+        if isinstance(block, dict):
+            block = {name: block[name] for name in self.names}
+        parts = parts_of(block)
+        if tuple(part.shape[1:] for part in parts) != self.shapes:
+            raise ValueError(
+                f"a block of the stream has rows of shape {[p.shape[1:] for p in parts]}, the "
+                f"first one had {list(self.shapes)}. A block is an array (rows, ...): stack rows "
+                "that come one by one."
+            )
+        for i, (part, dtype) in enumerate(zip(parts, self.dtypes)):
+            check_exact(part, dtype, f"{self.label(i)} ({dtype} in the first block)")
+        return [part.astype(dtype, copy=False) for part, dtype in zip(parts, self.dtypes)]
+
+    def join(self, parts: list[np.ndarray]) -> Block:
+        if self.kind is dict:
+            return dict(zip(self.names, parts))
+        return tuple(parts) if self.kind is tuple else parts[0]
+
+
+class Blocks:
+    """Any source, seen as epochs of plain blocks: each ``iter()`` is one epoch.
+
+    Parameters
+    ----------
+    source : object
+        A re-iterable of blocks; a zero-argument callable that returns an iterable of blocks;
+        a one-shot iterator, which gives a single epoch; or one array, memmap, mapping, Arrow
+        table, pandas DataFrame or tuple of arrays, which is sliced.
+
+    Attributes
+    ----------
+    n_rows : int or None
+        Rows in an epoch, where the source tells.
+    columns : tuple of str or None
+        Names of the columns, where the source tells.
+    """
+
+    def __init__(self, source: Any):
+        self._open: Callable[[], Iterable]
+        n_rows, columns = getattr(source, "n_rows", None), getattr(source, "columns", None)
+        if _is_array(source):
+            # An array is sliced as it is asked for, never converted whole: it may be on disk.
+            array = source.to_numpy() if isinstance(source, pd.Series) else source
+            if len(array.shape) == 0:
+                raise ValueError("the source is a single number: it needs a dimension of rows.")
+            n_rows = array.shape[0]
+            self._open = lambda: (views[0] for views in _slices([array]))
+        elif _is_table(source):
+            table = to_block(source, "source")
+            form, parts = BlockFormat.of(table), parts_of(table)
+            n_rows, columns = n_rows_of(table), form.names or None
+            self._open = lambda: (form.join(views) for views in _slices(parts))
+        elif hasattr(source, "__iter__") and not isinstance(source, str | bytes):
+            self._open = lambda: source
+        elif callable(source):
+            self._open = source
+        else:
+            hint = f" To read files: parquet_source({str(source)!r})."
+            raise TypeError(
+                "a source is an iterable of blocks, a function that returns one, or an array; got "
+                f"{type(source).__name__}.{hint if isinstance(source, str | Path) else ''}"
+            )
+        self.n_rows = None if n_rows is None else int(n_rows)
+        self.columns = None if columns is None else tuple(map(str, columns))
+
+    def __iter__(self) -> Iterator[Block]:
+        for i, raw in enumerate(self._open()):
+            block = to_block(raw, f"block {i}")
+            if n_rows_of(block):
+                yield block
+
+
+def _is_array(source: Any) -> bool:
+    return all(hasattr(source, name) for name in ("shape", "dtype", "__getitem__"))
+
+
+def _is_table(source: Any) -> bool:
+    return isinstance(source, Mapping | pd.DataFrame | tuple) or is_arrow(source)
+
+
+def _slices(parts: list[Any]) -> Iterator[list[np.ndarray]]:
+    for start in range(0, parts[0].shape[0], SLICE_ROWS):
+        views = [np.asarray(part[start : start + SLICE_ROWS]) for part in parts]
+        for view in views:
+            # Downstream code that writes into a block must not write into the user's array.
+            view.flags.writeable = False
+        yield views

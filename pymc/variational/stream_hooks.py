@@ -1,0 +1,153 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""What ``pm.Minibatch`` and ``pm.fit`` call: the only ties from PyMC to streams."""
+
+from typing import Any, cast
+
+import numpy as np
+
+from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.traversal import ancestors
+from pytensor.tensor import NoneConst, tensor_copy
+from scipy.sparse import issparse
+
+from pymc.data import MinibatchOp
+from pymc.variational.minibatch_rv import MinibatchRandomVariable
+from pymc.variational.streaming import StreamingDataset
+
+
+def is_stream_source(data: Any) -> bool:
+    """Tell whether ``pm.Minibatch`` streams ``data``: what is no array or tensor, nor made one."""
+    if isinstance(data, Variable | list | tuple | range | str | bytes) or issparse(data):
+        return False
+    if hasattr(data, "__array__"):
+        return False
+    return hasattr(data, "__iter__") or callable(data)
+
+
+def stream_minibatch(*sources: Any, batch_size: int) -> Variable | list[Variable]:
+    """Stream a source as ``pm.Minibatch`` does, marked with PyMC's own ``MinibatchOp``."""
+    if len(sources) > 1:
+        raise TypeError(
+            "pm.Minibatch takes one streamed source: two would drift apart, so that rows of one "
+            "meet rows of another. Stream features and labels as columns of one table, or as "
+            "blocks that are tuples of arrays."
+        )
+    dataset = StreamingDataset(sources[0], batch_size=batch_size)
+    buffers = dataset._buffers
+    op = MinibatchOp(buffers, [tensor_copy(buffer) for buffer in buffers])
+    batches = cast(list[Variable], op(*buffers, return_list=True))
+    for i, batch in enumerate(batches):
+        batch.name = f"minibatch.{i}"
+    return batches if isinstance(dataset.as_tensor(), list) else batches[0]
+
+
+def check_streams(model: Any) -> None:
+    """Refuse a model whose streams would give a wrong posterior, before anything is compiled.
+
+    Raises
+    ------
+    ValueError
+        If an observed variable uses a stream without ``total_size``, or meets rows of a stream
+        with rows from elsewhere.
+
+    Warns
+    -----
+    UserWarning
+        If ``total_size`` is not the number of rows of the stream.
+    """
+    for rv in model.observed_RVs:
+        value = model.rvs_to_values[rv]
+        behind = list(ancestors([rv, value]))
+        streams = _streams_behind(behind)
+        if not streams:
+            continue
+        stream = streams[0]
+        _check_rows_match(rv, value, behind, streams)
+        total_sizes = []
+        if isinstance(rv.owner.op, MinibatchRandomVariable):
+            total_sizes = [size for size in rv.owner.inputs[1:] if not NoneConst.equals(size)]
+        if not total_sizes:
+            n_rows = stream.total_size
+            raise ValueError(
+                f"observed variable `{rv.name}` uses the stream {stream.name!r} without total_size: "
+                f"its {stream.batch_size} rows would count as all the data there is, and the "
+                "posterior would be far too wide. Pass "
+                + (
+                    f"total_size={n_rows}."
+                    if n_rows
+                    else "total_size=N, the number of rows of the whole data: the source does not "
+                    "tell it."
+                )
+            )
+        if all(isinstance(size, Constant) for size in total_sizes):
+            total_size = int(np.prod([size.data for size in total_sizes]))
+            stream._claim_total_size(total_size, f"observed variable `{rv.name}`")
+
+
+def _check_rows_match(
+    rv: Variable, value: Variable, behind: list[Variable], streams: list[StreamingDataset]
+) -> None:
+    one_source = (
+        "Stream all that a likelihood needs from one source: columns of one table, or blocks that "
+        "are tuples of arrays."
+    )
+    if len(streams) > 1:
+        names = ", ".join(repr(stream.name) for stream in streams)
+        raise ValueError(
+            f"observed variable `{rv.name}` uses {len(streams)} streams ({names}): they drift apart, "
+            f"so that rows of one meet rows of another. {one_source}"
+        )
+    in_memory = [
+        variable
+        for variable in behind
+        if variable.owner is not None
+        and isinstance(variable.owner.op, MinibatchOp)
+        and not _streams_behind(variable.owner.inputs)
+    ]
+    if in_memory:
+        raise ValueError(
+            f"observed variable `{rv.name}` uses the stream {streams[0].name!r} and an in-memory "
+            f"pm.Minibatch, which draws other rows. {one_source}"
+        )
+    # A constant is fine (the "ones trick"); labels that stay while the features move are not.
+    if not _streams_behind(list(ancestors([value]))) and not (
+        isinstance(value, Constant) and np.all(value.data == value.data.flat[0])
+    ):
+        raise ValueError(
+            f"observed variable `{rv.name}` is computed from the stream {streams[0].name!r}, but its "
+            f"observed data do not stream: they stay the same while the rows change. {one_source}"
+        )
+
+
+def streams_of(step_function: Any) -> list[StreamingDataset]:
+    """List the streams that a compiled step function reads."""
+    return _streams_behind(step_function.get_shared())
+
+
+def advance_streams(streams: list[StreamingDataset], step: int, n_steps: int) -> None:
+    """Give each stream a new batch for step ``step`` (from 0) of ``n_steps``.
+
+    Raises
+    ------
+    StopIteration
+        If a stream has ended, after a warning that says how many steps are done.
+    """
+    for stream in streams:
+        stream._begin_step(step, n_steps)
+
+
+def _streams_behind(variables: list[Variable]) -> list[StreamingDataset]:
+    tagged = (getattr(variable.tag, "stream", None) for variable in variables)
+    return list(dict.fromkeys(stream for stream in tagged if stream is not None))

@@ -1,0 +1,238 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""Sources: rows from files on disk, a row group at a time."""
+
+import glob
+import os
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pymc.variational.stream_blocks import arrow_to_numpy, check_exact
+
+__all__ = ["parquet_source"]
+
+# Rows decoded at a time, so that a large row group does not have to fit into memory.
+READ_ROWS = 131_072
+
+
+class parquet_source:
+    """Stream the rows of Parquet files, row group by row group.
+
+    Iterating gives one epoch: blocks that map each column to an array of shape ``(rows,)``,
+    in the column's own type. It can be iterated again and again, and feeds
+    :class:`shuffle_buffer`, :class:`StreamingDataset` or :func:`pymc.Minibatch`.
+
+    Parameters
+    ----------
+    path : str, Path or sequence of these
+        A file, a folder (its ``*.parquet`` files, also in folders below, but for names that
+        begin with ``.`` or ``_``), a glob pattern, or a list of these. Files are read in the
+        order of their names; those of a list in the order of the list.
+    columns : sequence of str, optional
+        The columns to read, in this order. Default: all columns of the first file, which the
+        other files must have as well. Columns are matched by name, so their order within a
+        file does not matter. They must be integers, floats or booleans.
+    shuffle_row_groups : bool, default False
+        Read the row groups of all files in a new random order each epoch. With a
+        :class:`shuffle_buffer` that holds many row groups, this brings rows from all over the
+        data together, at no cost.
+    seed : int, Generator or SeedSequence, optional
+        Seed for the order of the row groups. Epoch k of a source with the same seed and files
+        always has the same order.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows in an epoch, from the files' metadata.
+    columns : tuple of str
+        The columns in the order in which they are read.
+    files : tuple of Path
+        The files.
+
+    Raises
+    ------
+    ImportError
+        If pyarrow is not installed.
+    FileNotFoundError
+        If there is no file at ``path``.
+    ValueError
+        If a column is missing in a file, if the files hold no row, or if a file is not Parquet;
+        while reading, if a column holds a null. The message names file, row group and column.
+    TypeError
+        If a column is not numeric.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import pyarrow as pa, pyarrow.parquet as pq
+    >>> from pymc.variational.streaming import parquet_source
+    >>> folder = tempfile.mkdtemp()
+    >>> pq.write_table(pa.table({"x": [0.5, 1.5], "y": [0, 1]}), f"{folder}/part-0.parquet")
+    >>> source = parquet_source(folder)
+    >>> source.n_rows, source.columns
+    (2, ('x', 'y'))
+    >>> [block["y"].tolist() for block in source]
+    [[0, 1]]
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike | Sequence[str | os.PathLike],
+        *,
+        columns: Sequence[str] | None = None,
+        shuffle_row_groups: bool = False,
+        seed: int | np.random.Generator | np.random.SeedSequence | None = None,
+    ):
+        pq = _pyarrow_parquet()
+        if isinstance(columns, str):
+            raise TypeError(f"columns must be a sequence of names, e.g. [{columns!r}].")
+        if columns is not None and len(set(columns)) < len(columns):
+            raise ValueError(f"columns names a column twice: {list(columns)}.")
+        if columns is not None and len(columns) == 0:
+            raise ValueError("columns is empty: name at least one column.")
+        self.files = tuple(_find_files(path))
+        self.shuffle_row_groups = bool(shuffle_row_groups)
+        self._rng = np.random.default_rng(seed)
+        # Row groups as (file number, row group number).
+        self._row_groups: list[tuple[int, int]] = []
+        self.n_rows = 0
+        all_columns = columns is None
+        types = []
+        for i, file in enumerate(self.files):
+            try:
+                metadata = pq.read_metadata(file)
+            except Exception as error:
+                raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
+            schema = metadata.schema.to_arrow_schema()
+            if columns is None:
+                columns = schema.names
+            elif all_columns and set(schema.names) - set(columns):
+                raise ValueError(
+                    f"{file}: column(s) {sorted(set(schema.names) - set(columns))} that "
+                    f"{self.files[0]} does not have. Name the columns to read with columns=[...]."
+                )
+            types.append([_numpy_dtype(schema, name, file) for name in columns])
+            self._row_groups += ((i, group) for group in range(metadata.num_row_groups))
+            self.n_rows += metadata.num_rows
+        self.columns = tuple(columns or ())
+        if self.n_rows == 0:
+            raise ValueError(f"no rows in the {len(self.files)} file(s) at {path}.")
+        # One type for a column in all files: a column of integers in some becomes what holds all.
+        self._dtypes = {
+            name: np.result_type(*(row[j] for row in types)) for j, name in enumerate(self.columns)
+        }
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        order = self._row_groups
+        if self.shuffle_row_groups:
+            rng = self._rng.spawn(1)[0]
+            order = [order[i] for i in rng.permutation(len(order))]
+        return self._epoch(order)
+
+    def _epoch(self, order: list[tuple[int, int]]) -> Iterator[dict[str, np.ndarray]]:
+        pq = _pyarrow_parquet()
+        opened, reader = -1, None
+        try:
+            for i, group in order:
+                where = f"{self.files[i]}, row group {group}"
+                try:
+                    if reader is None or opened != i:
+                        if reader is not None:
+                            reader.close()
+                        opened, reader = i, pq.ParquetFile(self.files[i])
+                    batches = reader.iter_batches(
+                        READ_ROWS, row_groups=[group], columns=list(self.columns)
+                    )
+                    for batch in batches:
+                        yield self._block(batch, where)
+                except OSError as error:
+                    raise OSError(f"{where}: could not be read: {error}") from error
+        finally:
+            if reader is not None:
+                reader.close()
+
+    def _block(self, batch: Any, where: str) -> dict[str, np.ndarray]:
+        block = {}
+        for name, dtype in self._dtypes.items():
+            what = f"{where}, column {name!r}"
+            values = arrow_to_numpy(batch.column(name), what)
+            check_exact(values, dtype, what)
+            block[name] = values.astype(dtype, copy=False)
+        return block
+
+
+def _pyarrow_parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            "parquet_source reads files with pyarrow, which is not installed: pip install pyarrow"
+        ) from error
+    return pyarrow.parquet
+
+
+def _find_files(path: Any) -> list[Path]:
+    if isinstance(path, str | os.PathLike):
+        files = _expand(path)
+    else:
+        files = [file for item in path for file in _expand(item)]
+        if not files:
+            raise FileNotFoundError("the list of Parquet files is empty.")
+    twice = sorted({str(file) for file in files if files.count(file) > 1})
+    if twice:
+        raise ValueError(f"listed twice, so that their rows would count twice: {twice}.")
+    return files
+
+
+def _expand(path: str | os.PathLike) -> list[Path]:
+    """List the files that one path stands for."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        files = sorted(
+            file
+            for file in place.rglob("*.parquet")
+            if not any(part[0] in "._" for part in file.relative_to(place).parts)
+        )
+        if not files:
+            raise FileNotFoundError(f"no *.parquet file in the folder {place}.")
+        return files
+    if place.is_file():
+        return [place]
+    if glob.has_magic(str(place)):
+        files = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
+        files = [file for file in files if file.is_file()]
+        if not files:
+            raise FileNotFoundError(f"no file matches {place}.")
+        return files
+    raise FileNotFoundError(f"no Parquet file or folder at {place}.")
+
+
+def _numpy_dtype(schema: Any, name: str, file: Path) -> np.dtype:
+    import pyarrow.types as pt
+
+    count = schema.names.count(name)
+    if count != 1:
+        trouble = "no column" if count == 0 else "more than one column"
+        raise ValueError(f"{file}: {trouble} {name!r}; it has {schema.names}.")
+    arrow_type = schema.field(name).type
+    if not (pt.is_integer(arrow_type) or pt.is_floating(arrow_type) or pt.is_boolean(arrow_type)):
+        raise TypeError(
+            f"{file}: column {name!r} is not numeric ({arrow_type}). Name the columns to read with "
+            "columns=[...], or write the column as a number."
+        )
+    return np.dtype(arrow_type.to_pandas_dtype())
