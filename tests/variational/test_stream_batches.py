@@ -1,0 +1,104 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+import numpy as np
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pymc.variational.stream_batches import Batches
+from pymc.variational.stream_blocks import Blocks
+
+
+def make(source, batch_size, *, dtype="float64", preprocess_fn=None, cycle=True):
+    return Batches(
+        Blocks(source),
+        batch_size=batch_size,
+        dtype=dtype,
+        preprocess_fn=preprocess_fn,
+        cycle=cycle,
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any),
+    batch_size=st.integers(1, 100),
+    n_batches=st.integers(1, 12),
+)
+def test_rows_come_in_order_and_epochs_join_without_a_gap(sizes, batch_size, n_batches):
+    rows = np.arange(sum(sizes))
+    blocks = np.split(rows, np.cumsum(sizes)[:-1])
+    for block in blocks:
+        block.flags.writeable = False
+    reader = iter(make(blocks, batch_size))
+    got = [next(reader)[0] for _ in range(n_batches)]
+    assert all(batch.shape == (batch_size,) for batch in got)
+    expected = np.resize(rows, n_batches * batch_size)
+    np.testing.assert_array_equal(np.concatenate(got), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(n_rows=st.integers(1, 200), batch_size=st.integers(1, 60))
+def test_without_cycle_whole_batches_of_one_epoch(n_rows, batch_size):
+    batches = make(np.arange(n_rows), batch_size, cycle=False)
+    got = [batch[0].copy() for batch in batches]
+    assert len(got) == n_rows // batch_size
+    assert batches.epoch_rows == n_rows
+    if got:
+        np.testing.assert_array_equal(np.concatenate(got), np.arange(len(got) * batch_size))
+
+
+def test_batches_may_be_kept():
+    reader = iter(make(np.arange(6), 2))
+    kept = [next(reader)[0] for _ in range(3)]
+    np.testing.assert_array_equal(kept, [[0, 1], [2, 3], [4, 5]])
+
+
+def test_a_block_that_the_source_overwrites():
+    def source():
+        block = np.empty(3, dtype=int)
+        for start in range(0, 12, 3):
+            block[:] = np.arange(start, start + 3)
+            yield block
+
+    reader = iter(make(source, 4))
+    np.testing.assert_array_equal([next(reader)[0] for _ in range(3)], np.arange(12).reshape(3, 4))
+
+
+def test_columns_become_a_column_major_matrix():
+    batches = make({"x": np.arange(4.0), "n": np.arange(4)}, 2)
+    batch = next(iter(batches))[0]
+    np.testing.assert_array_equal(batch, [[0, 0], [1, 1]])
+    assert batch[:, 0].flags.c_contiguous
+    assert batches.columns == ("x", "n")
+
+
+def test_the_order_of_columns_is_the_one_that_the_source_names():
+    class Source:
+        columns = ("a", "b")
+
+        def __iter__(self):
+            yield {"b": np.array([2.0]), "a": np.array([1.0])}
+            yield {"a": np.array([3.0]), "b": np.array([4.0])}
+
+    batches = make(Source(), 2)
+    assert batches.columns == ("a", "b")
+    np.testing.assert_array_equal(next(iter(batches))[0], [[1, 2], [3, 4]])
+
+
+def test_one_dtype_for_each_array():
+    batches = make((np.zeros((4, 2)), np.arange(4)), 2, dtype=("float32", "int64"))
+    x, n = next(iter(batches))
+    assert (x.dtype, n.dtype) == ("float32", "int64")
+    assert batches.row_shapes == [(2,), ()]

@@ -1,0 +1,212 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+import numpy as np
+import pandas as pd
+import pytest
+
+from pymc.variational.stream_blocks import BlockFormat, Blocks, check_exact, positive_int, to_block
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
+def test_positive_int_becomes_a_python_int(value):
+    assert positive_int(value, "batch_size") == 3
+    assert type(positive_int(value, "batch_size")) is int
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 2.0, "3", None])
+def test_positive_int_refuses_other_types(value):
+    with pytest.raises(TypeError, match="batch_size must be an integer"):
+        positive_int(value, "batch_size")
+
+
+@pytest.mark.parametrize("value", [0, -1, np.int32(0)])
+def test_positive_int_refuses_other_values(value):
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        positive_int(value, "batch_size")
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 2**53, -(2**53)], "float64"),
+        ([2**53 + 2], "float64"),
+        ([2**24], "float32"),
+        ([-128, 127], "int8"),
+        ([0, 1], "bool"),
+        ([2**62], "float64"),
+    ],
+)
+def test_check_exact_lets_pass_what_fits(values, dtype):
+    check_exact(np.array(values, dtype="int64"), np.dtype(dtype), "column 'x'")
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.array([0, 2**53 + 1]), "float64"),
+        (np.array([2**24 + 1]), "float32"),
+        (np.array([2**63 - 1]), "float64"),
+        (np.array([2**64 - 1], dtype="uint64"), "float64"),
+        (np.array([2**63], dtype="uint64"), "int64"),
+        (np.array([128]), "int8"),
+        (np.array([2]), "bool"),
+        (np.array([0.5]), "int64"),
+        (np.array([np.nan]), "int64"),
+    ],
+)
+def test_check_exact_names_the_column(values, dtype):
+    with pytest.raises(ValueError, match="column 'x'.*cannot be held exactly as " + dtype):
+        check_exact(values, np.dtype(dtype), "column 'x'")
+
+
+def test_check_exact_rounds_floats():
+    check_exact(np.array([0.1]), np.dtype("float32"), "column 'x'")
+
+
+def table(form):
+    pa = pytest.importorskip("pyarrow")
+    columns = {"x": np.array([0.5, 1.5]), "y": np.array([1, 2])}
+    if form == "table":
+        return pa.table(columns)
+    if form == "chunked":
+        return pa.concat_tables([pa.table(columns).slice(0, 1), pa.table(columns).slice(1)])
+    if form == "batch":
+        return pa.RecordBatch.from_pydict(columns)
+    return {"mapping": columns, "pandas": pd.DataFrame(columns)}[form]
+
+
+@pytest.mark.parametrize("form", ["table", "chunked", "batch", "mapping", "pandas"])
+def test_tables_become_columns(form):
+    block = to_block(table(form), "block 0")
+    assert list(block) == ["x", "y"]
+    np.testing.assert_array_equal(block["x"], [0.5, 1.5])
+    assert block["y"].dtype == "int64"
+
+
+@pytest.mark.parametrize("form", ["table", "chunked", "batch", "mapping", "pandas"])
+def test_tables_are_sources(form):
+    blocks = Blocks(table(form))
+    assert blocks.n_rows == 2
+    assert blocks.columns == ("x", "y")
+    for _ in range(2):
+        [block] = blocks
+        np.testing.assert_array_equal(block["y"], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("block", "error", "match"),
+    [
+        ("abc", TypeError, "block 3: not numeric"),
+        (np.array(["a"]), TypeError, "not numeric"),
+        (np.array([None]), TypeError, "not numeric"),
+        ({"t": np.array(["2026-01-01"], dtype="datetime64[s]")}, TypeError, "column 't'"),
+        (1.5, ValueError, "block 3: a single number"),
+        ([1.5, 2.5], ValueError, "block 3, array 0: a single number"),
+        ({}, ValueError, "no columns"),
+        ((), ValueError, "no columns"),
+        ({"x": np.zeros((2, 2))}, ValueError, r"'x' \(2, 2\)"),
+        ({"x": np.zeros(2), "y": np.zeros(3)}, ValueError, "different lengths"),
+        ((np.zeros(2), np.zeros(3)), ValueError, "different lengths"),
+        (np.ma.masked_equal([1.0, 2.0], 2.0), ValueError, "masked"),
+    ],
+)
+def test_bad_blocks_are_errors(block, error, match):
+    with pytest.raises(error, match=match):
+        to_block(block, "block 3")
+
+
+def test_null_in_arrow_names_the_column():
+    pa = pytest.importorskip("pyarrow")
+    with pytest.raises(ValueError, match="block 0, column 'x': 1 null"):
+        list(Blocks([pa.table({"x": [1, None]})]))
+
+
+def test_columns_are_matched_by_name():
+    form = BlockFormat.of({"x": np.array([1.0]), "y": np.array([2.0])})
+    x, y = form.split({"y": np.array([20.0]), "x": np.array([10.0])})
+    assert (x[0], y[0]) == (10.0, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("block", "error", "match"),
+    [
+        ({"x": np.zeros(1)}, ValueError, r"\['x'\].*\['x', 'n'\]"),
+        ({"x": np.zeros(1), "n": np.zeros(1, int), "z": np.zeros(1)}, ValueError, "'z'"),
+        (np.zeros((1, 2)), TypeError, "ndarray.*dict"),
+        ({"x": np.zeros(1), "n": np.array([0.5])}, ValueError, "column 'n'.*0.5"),
+    ],
+)
+def test_blocks_that_differ_from_the_first_are_errors(block, error, match):
+    form = BlockFormat.of({"x": np.zeros(1), "n": np.zeros(1, dtype=int)})
+    with pytest.raises(error, match=match):
+        form.split(block)
+
+
+def test_rows_of_another_shape_are_an_error():
+    with pytest.raises(ValueError, match="stack rows that come one by one"):
+        BlockFormat.of(np.zeros((5, 4))).split(np.zeros(4))
+
+
+def test_a_wider_integer_that_does_not_fit_is_an_error():
+    form = BlockFormat.of(np.array([1], dtype="int8"))
+    assert form.split(np.array([100]))[0].dtype == "int8"
+    with pytest.raises(ValueError, match="1000 cannot be held exactly as int8"):
+        form.split(np.array([1000]))
+
+
+def test_kinds_of_sources():
+    blocks = [np.arange(3), np.arange(3, 5)]
+    for source in (blocks, lambda: iter(blocks), lambda: blocks, np.arange(5), pd.Series(range(5))):
+        for _ in range(2):
+            assert np.concatenate(list(Blocks(source))).tolist() == [0, 1, 2, 3, 4]
+    one_shot = Blocks(iter(blocks))
+    assert len(list(one_shot)) == 2
+    assert list(one_shot) == []
+
+
+@pytest.mark.parametrize("source", ["a/path", b"a/path", 3, None])
+def test_what_is_no_source(source):
+    with pytest.raises(TypeError, match="a source is an iterable of blocks"):
+        Blocks(source)
+
+
+def test_a_path_is_pointed_to_parquet_source(tmp_path):
+    with pytest.raises(TypeError, match="parquet_source"):
+        Blocks(tmp_path)
+
+
+def test_slices_of_an_array_are_views_that_cannot_be_written(tmp_path):
+    path = tmp_path / "rows.npy"
+    np.save(path, np.zeros((200_000, 2)))
+    memmap = np.load(path, mmap_mode="r+")
+    for block in Blocks(memmap):
+        assert np.shares_memory(block, memmap)
+        with pytest.raises(ValueError, match="read-only"):
+            block += 1
+
+
+def test_array_likes_are_sliced_not_converted():
+    class OnDisk:
+        """As h5py and zarr arrays are: slices give arrays, and __array__ would load all of it."""
+
+        shape, dtype = (150_000, 2), np.dtype("float64")
+
+        def __getitem__(self, rows):
+            return np.zeros((min(rows.stop, self.shape[0]) - rows.start, 2))
+
+        def __array__(self, *args, **kwargs):
+            raise AssertionError("loaded whole")
+
+    blocks = Blocks(OnDisk())
+    assert blocks.n_rows == sum(map(len, blocks)) == 150_000

@@ -1,0 +1,523 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+import contextlib
+
+import numpy as np
+import pandas as pd
+import pytensor.tensor as pt
+import pytest
+import xarray as xr
+
+import pymc as pm
+
+from pymc.data import MinibatchOp
+from pymc.model.fgraph import clone_model
+from pymc.model.transform.basic import remove_minibatched_nodes
+from pymc.variational.callbacks import Tracker
+from pymc.variational.opvi import NotImplementedInference
+from pymc.variational.stream_hooks import is_stream_source
+from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
+
+
+def numbered(n=1000, batch_size=10, **kwargs):
+    """Stream the numbers 0, 1, 2, ... in order, so that a batch tells which one it is."""
+    return StreamingDataset(np.arange(n), batch_size=batch_size, **kwargs)
+
+
+def model_of(ds, total_size="auto"):
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 1000)
+        total_size = ds.total_size if total_size == "auto" else total_size
+        pm.Normal("y", mu, 1, observed=ds.as_tensor(), total_size=total_size)
+    return model
+
+
+def first_rows(ds, seen):
+    """Return a callback that notes which batch the step has used."""
+    return lambda *args: seen.append(int(ds.as_tensor().get_value()[0]))
+
+
+fit_kwargs = {"progressbar": False, "random_seed": 1}
+
+
+# What pm.fit does with streams
+
+
+@pytest.mark.parametrize("score", [True, False])
+@pytest.mark.parametrize(
+    "passed", ["no callback", "fit_callback", "fit_callback(seed=False)", "advance"]
+)
+def test_each_step_uses_a_new_batch(passed, score):
+    """S2: a forgotten callback cannot leave the buffer stale, a passed one skips nothing."""
+    ds = numbered()
+    seen = []
+    callbacks = [first_rows(ds, seen)]
+    if passed == "fit_callback":
+        callbacks.append(ds.fit_callback())
+    elif passed == "fit_callback(seed=False)":
+        callbacks.insert(0, ds.fit_callback(seed=False))
+    elif passed == "advance":
+        callbacks.append(lambda *args: ds.advance())
+    with model_of(ds):
+        pm.fit(7, callbacks=callbacks, score=score, **fit_kwargs)
+    assert seen == [0, 10, 20, 30, 40, 50, 60]
+    assert ds.batches_seen == (8 if passed == "advance" else 7)
+
+
+@pytest.mark.parametrize("backend", ["numba", "c", "jax"])
+def test_backends(backend):
+    if backend == "jax":
+        pytest.importorskip("jax")
+    ds, static = numbered(), numbered()
+    hists = []
+    for stream in (ds, static):
+        with model_of(stream):
+            with pytest.warns() if backend == "jax" else contextlib.nullcontext():
+                hists.append(pm.fit(5, backend=backend, **fit_kwargs).hist)
+    assert ds.batches_seen == 5
+    # The batches grow, and with them the loss: a stale buffer would show here.
+    assert (np.diff(hists[0]) > 0).all()
+    np.testing.assert_allclose(*hists)
+
+
+@pytest.mark.parametrize(
+    "method", ["advi", "fullrank_advi", "svgd", "asvgd", "instance", "Inference.fit"]
+)
+def test_methods(method):
+    ds = numbered()
+    with model_of(ds) as model:
+        if method == "Inference.fit":
+            pm.FullRankADVI(random_seed=1).fit(5, progressbar=False)
+        elif method == "instance":
+            pm.fit(5, method=pm.ADVI(model=model, random_seed=1), progressbar=False)
+        else:
+            ignored = pytest.warns(UserWarning, match="experimental")
+            inf_kwargs = {"n_particles": 3} if method == "svgd" else {}
+            n_mc = {"obj_n_mc": 3} if method == "asvgd" else {}
+            with ignored if method == "asvgd" else contextlib.nullcontext():
+                pm.fit(5, method=method, inf_kwargs=inf_kwargs, **n_mc, **fit_kwargs)
+    assert ds.batches_seen == 5
+
+
+@pytest.mark.parametrize("score", [True, False])
+def test_refine_and_a_second_fit_go_on(score):
+    ds = numbered()
+    seen = []
+    with model_of(ds):
+        inference = pm.ADVI(random_seed=1)
+        inference.fit(3, callbacks=[first_rows(ds, seen)], progressbar=False, score=score)
+        inference.refine(2, progressbar=False)
+        inference.fit(2, callbacks=[first_rows(ds, seen)], progressbar=False)
+    assert seen == [0, 10, 20, 30, 40, 50, 60]
+
+
+def test_a_batch_loaded_by_hand_is_used():
+    ds = numbered()
+    ds.advance()
+    ds.advance()
+    seen = []
+    with model_of(ds):
+        pm.fit(2, callbacks=[first_rows(ds, seen)], **fit_kwargs)
+    assert seen == [10, 20]
+
+
+def test_callbacks_keep_order_and_meaning():
+    ds = numbered()
+    calls = []
+    tracker = Tracker(seen=lambda: ds.batches_seen)
+    with model_of(ds):
+        pm.fit(
+            3,
+            callbacks=[
+                lambda approx, losses, i: calls.append(("first", len(losses), i)),
+                tracker,
+                ds.fit_callback(),
+                lambda approx, losses, i: calls.append(("last", len(losses), i)),
+            ],
+            **fit_kwargs,
+        )
+    assert calls == [(who, i, i) for i in (1, 2, 3) for who in ("first", "last")]
+    assert tracker["seen"] == [1, 2, 3]
+
+
+def test_every_stream_of_a_model_advances():
+    one, two, unused = numbered(), numbered(batch_size=20), numbered()
+    with pm.Model():
+        mu = pm.Normal("mu", 0, 1000)
+        pm.Normal("y", mu, 1, observed=one.as_tensor(), total_size=1000)
+        pm.Potential("p", -pt.sqr(two.as_tensor() - mu).sum() * 50)
+        pm.fit(4, **fit_kwargs)
+    assert (one.batches_seen, two.batches_seen, unused.batches_seen) == (4, 4, 0)
+
+
+def test_a_stream_in_several_variables_advances_once():
+    rows = {"x": np.arange(100.0), "group": np.arange(100) % 3, "y": np.arange(100.0)}
+    ds = StreamingDataset(rows, batch_size=10)
+    with pm.Model():
+        a = pm.Normal("a", shape=3)
+        for name in ("y1", "y2"):
+            mu = a[ds["group"]] + ds["x"]
+            pm.Normal(name, mu, 1, observed=ds["y"], total_size=ds.total_size)
+        pm.fit(4, **fit_kwargs)
+    assert ds.batches_seen == 4
+
+
+def test_a_copy_of_a_model_streams_too():
+    ds = numbered()
+    with clone_model(model_of(ds)):
+        pm.fit(3, **fit_kwargs)
+    assert ds.batches_seen == 3
+
+
+def test_models_without_streams_are_left_alone(fail_on_warning):
+    with pm.Model():
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu, 1, observed=np.zeros(3))
+        approx = pm.fit(20, **fit_kwargs)
+    assert len(approx.hist) == 20
+
+
+def test_errors_of_the_source_stop_the_fit():
+    def source():
+        yield np.zeros(20)
+        raise OSError("disk on fire")
+
+    with model_of(StreamingDataset(source, batch_size=10), total_size=20):
+        with pytest.raises(OSError, match="disk on fire"):
+            pm.fit(5, **fit_kwargs)
+
+
+# The silent-failure table
+
+
+@pytest.mark.parametrize("total_size", [None, 0])
+def test_missing_total_size_is_an_error(total_size):
+    """S3: it names the variable and the value."""
+    with model_of(numbered(), total_size=total_size):
+        with pytest.raises(ValueError, match=r"`y` uses the stream 'stream' .*total_size=1000\."):
+            pm.fit(5, **fit_kwargs)
+
+
+def test_missing_total_size_that_nobody_knows_is_an_error():
+    """S3."""
+    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
+    with model_of(ds), pytest.raises(ValueError, match=r"`y`.*total_size=N, .*does not tell it"):
+        pm.fit(5, **fit_kwargs)
+
+
+@pytest.mark.parametrize("total_size", [100, [100, ...], (100, None)])
+def test_wrong_total_size_is_said_before_the_first_step(total_size):
+    """S4."""
+    ds = StreamingDataset(np.zeros((1000, 2)), batch_size=10)
+    with model_of(ds, total_size=total_size):
+        with pytest.warns(UserWarning, match=r"total_size=100 \(.*`y`\).* 1000\..*total_size=1000"):
+            pm.fit(1, **fit_kwargs)
+
+
+def test_wrong_total_size_is_said_after_one_epoch():
+    """S4."""
+    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
+    with model_of(ds, total_size=30):
+        pm.fit(2, **fit_kwargs)
+        with pytest.warns(UserWarning, match=r"total_size=30 \(.*`y`\).* 20\..*total_size=20"):
+            pm.fit(1, **fit_kwargs)
+
+
+def test_right_total_size_is_silent(fail_on_warning):
+    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
+    for total_size in (20, np.int64(20), [20]):
+        if isinstance(total_size, np.integer):
+            total_size = int(total_size)
+        with model_of(ds, total_size=total_size):
+            pm.fit(3, **fit_kwargs)
+
+
+def test_two_streams_in_one_likelihood_are_refused():
+    """S8."""
+    with pm.Model():
+        b = pm.Normal("b")
+        x, y = numbered(name="features"), numbered(name="labels")
+        pm.Normal("y", b * x.as_tensor(), 1, observed=y.as_tensor(), total_size=1000)
+        with pytest.raises(ValueError, match=r"`y` uses 2 streams.*features.*drift apart"):
+            pm.fit(5, **fit_kwargs)
+
+
+def test_a_stream_and_an_in_memory_minibatch_are_refused():
+    """S8."""
+    with pm.Model():
+        b = pm.Normal("b")
+        y = pm.Minibatch(np.arange(1000.0), batch_size=10)
+        pm.Normal("y", b * numbered().as_tensor(), 1, observed=y, total_size=1000)
+        with pytest.raises(ValueError, match=r"in-memory pm\.Minibatch, which draws other rows"):
+            pm.fit(5, **fit_kwargs)
+
+
+@pytest.mark.parametrize("data", ["constant", "pm.Data"])
+def test_labels_that_stay_while_features_move_are_refused(data):
+    """S8."""
+    labels = np.arange(10.0)
+    with pm.Model():
+        b = pm.Normal("b")
+        observed = pm.Data("labels", labels) if data == "pm.Data" else labels
+        pm.Normal("y", b * numbered().as_tensor(), 1, observed=observed, total_size=1000)
+        with pytest.raises(ValueError, match="stay the same while the rows change"):
+            pm.fit(5, **fit_kwargs)
+
+
+def test_ones_trick_is_allowed():
+    ds = StreamingDataset(np.full(100, 0.5), batch_size=10)
+    with pm.Model():
+        b = pm.Normal("b")
+        p = pm.math.sigmoid(b * ds.as_tensor())
+        pm.Bernoulli("y", p, observed=np.ones(10), total_size=100)
+        pm.fit(5, **fit_kwargs)
+    assert ds.batches_seen == 5
+
+
+@pytest.mark.parametrize("score", [True, False])
+@pytest.mark.parametrize("passed", ["no callback", "fit_callback", "advance"])
+@pytest.mark.parametrize("n", [8, 20])
+def test_a_one_shot_iterator_that_runs_dry(n, passed, score):
+    """S9: the fit stops, says so, and keeps what it has."""
+    ds = StreamingDataset((np.zeros(10) for _ in range(5)), batch_size=10)
+    callbacks = {
+        "no callback": [],
+        "fit_callback": [ds.fit_callback()],
+        "advance": [lambda *args: ds.advance()],
+    }[passed]
+    with model_of(ds, total_size=50) as model:
+        inference = pm.ADVI(random_seed=1)
+        with pytest.warns(UserWarning, match=f"5 of {n} steps of the fit are done"):
+            approx = inference.fit(n, callbacks=callbacks, progressbar=False, score=score)
+    assert ds.batches_seen == 5
+    assert np.isfinite(approx.mean.eval()).all()
+    if score and passed != "advance":
+        assert len(approx.hist) == 5
+
+
+def test_a_one_shot_iterator_that_lasts_is_silent(fail_on_warning):
+    ds = StreamingDataset((np.zeros(10) for _ in range(5)), batch_size=10)
+    with model_of(ds, total_size=50):
+        approx = pm.fit(5, **fit_kwargs)
+    assert len(approx.hist) == 5
+
+
+# Scaling
+
+
+def test_logp_is_prior_plus_scaled_likelihood_of_the_batch():
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(1000, 2))
+    ds = StreamingDataset(rows, batch_size=8)
+    with pm.Model() as model:
+        b = pm.Normal("b", 0, 3)
+        buf = ds.as_tensor()
+        y = pm.Normal("y", b * buf[:, 0], 1, observed=buf[:, 1], total_size=ds.total_size)
+    logp, prior = model.compile_logp(), model.compile_logp(vars=[b])
+    dlogp = model.compile_dlogp()
+    for value in (-0.7, 1.3):
+        point = {"b": np.array(value)}
+        for start in (0, 8, 16):
+            ds.advance()
+            x, obs = rows[start : start + 8].T
+            residual = obs - value * x
+            likelihood = np.sum(-0.5 * residual**2 - 0.5 * np.log(2 * np.pi))
+            np.testing.assert_allclose(
+                logp(point), prior(point) + 1000 / 8 * likelihood, rtol=1e-12
+            )
+            np.testing.assert_allclose(
+                dlogp(point), -value / 9 + 1000 / 8 * np.sum(residual * x), rtol=1e-12
+            )
+        while ds.rows_streamed % 1000:  # to the end of the epoch
+            ds.advance()
+
+
+# pm.Minibatch
+
+
+def blocks_of(rows):
+    return [rows[:70], rows[70:]]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rows: lambda: iter(blocks_of(rows)),
+        lambda rows: iter(blocks_of(rows)),
+        lambda rows: (block for block in blocks_of(rows)),
+        lambda rows: shuffle_buffer(rows, buffer_size=100, batch_size=10, seed=1),
+        lambda rows: {"a": rows[:, 0], "b": rows[:, 1]},
+    ],
+    ids=["callable", "iterator", "generator", "shuffle_buffer", "mapping"],
+)
+def test_minibatch_streams_sources(make):
+    rows = np.arange(200.0).reshape(100, 2)
+    batch = pm.Minibatch(make(rows), batch_size=np.int64(10))
+    assert isinstance(batch.owner.op, MinibatchOp)
+    assert batch.name == "minibatch.0"
+    assert batch.type.shape == (10, 2)
+    with pm.Model():
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu * batch[:, 0], 1, observed=batch[:, 1], total_size=100)
+        pm.fit(8, **fit_kwargs)
+    [ds] = {buffer.tag.stream for buffer in batch.owner.inputs}
+    assert ds.batches_seen == 8
+
+
+def test_minibatch_of_tuples_gives_tensors_that_advance_together():
+    rows = np.arange(100.0)
+    x, y = pm.Minibatch(lambda: [(rows[:, None], -rows)], batch_size=10)
+    assert [x.name, y.name] == ["minibatch.0", "minibatch.1"]
+    with pm.Model():
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu * x[:, 0], 1, observed=y, total_size=100)
+        pm.fit(3, **fit_kwargs)
+    [ds] = {buffer.tag.stream for buffer in x.owner.inputs}
+    assert ds.batches_seen == 3
+    [one, two] = pm.draw([x, y])
+    np.testing.assert_array_equal(one[:, 0], -two)
+    np.testing.assert_array_equal(two, -rows[20:30])
+
+
+def test_minibatch_refuses_two_sources():
+    """S8."""
+
+    def make():
+        return [np.zeros(10)]
+
+    for sources in [(make, make), (np.zeros(10), make), (make, np.zeros(10))]:
+        with pytest.raises(TypeError, match="one streamed source: two would drift apart"):
+            pm.Minibatch(*sources, batch_size=5)
+
+
+def test_what_pymc_does_for_minibatches_holds_for_streams():
+    batch = pm.Minibatch(lambda: [np.arange(10.0)], batch_size=5)
+    with pm.Model(), pytest.warns(UserWarning, match="total_size not provided.*`y`"):
+        pm.Normal("y", 0, 1, observed=batch)
+    with pm.Model() as model:
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu, 1, observed=batch, total_size=10)
+        with pytest.raises(NotImplementedInference, match="SVGD does not currently support"):
+            pm.fit(5, method="svgd", **fit_kwargs)
+    plain = remove_minibatched_nodes(model)
+    assert not isinstance(plain.rvs_to_values[plain["y"]].owner, MinibatchOp)
+    assert np.isfinite(plain.compile_logp()(plain.initial_point()))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        np.arange(6.0),
+        [1.0, 2.0, 3.0],
+        [[1, 2], [3, 4]],
+        (1.0, 2.0, 3.0),
+        range(4),
+        pd.Series([1.0, 2.0]),
+        pd.DataFrame({"x": [1.0, 2.0]}),
+        xr.DataArray([1.0, 2.0]),
+        pt.arange(5),
+        np.float64(3.0),
+    ],
+    ids=lambda data: type(data).__name__,
+)
+def test_what_is_in_memory_is_no_stream(data):
+    assert not is_stream_source(data)
+
+
+def test_memmap_is_in_memory_for_minibatch(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(6.0))
+    batch = pm.Minibatch(np.load(tmp_path / "x.npy", mmap_mode="r"), batch_size=3)
+    assert not hasattr(batch.owner.inputs[0].tag, "stream")
+
+
+# The same posterior
+
+
+def test_parquet_example_of_the_readme(tmp_path):
+    """The short form and the long form of the README, on files."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(1)
+    for i in range(4):
+        x = rng.normal(size=(5000, 3))
+        up = rng.random(5000) < 1 / (1 + np.exp(-x @ [1.0, -0.5, 0.25]))
+        names = ["mid", "spread", "imbalance"]
+        columns = {name: x[:, j].astype("float32") for j, name in enumerate(names)}
+        pq.write_table(pa.table(columns | {"up": up}), tmp_path / f"{i}.parquet")
+
+    def logistic(buf, n_rows):
+        b = pm.Normal("b", 0.0, 3.0, shape=4)
+        logit = b[0] + b[1] * buf[:, 0] + b[2] * buf[:, 1] + b[3] * buf[:, 2]
+        pm.Bernoulli("up", logit_p=logit, observed=buf[:, 3], total_size=n_rows)
+        return pm.fit(
+            3000, obj_optimizer=pm.adam(learning_rate=0.01), progressbar=False, random_seed=1
+        )
+
+    source = parquet_source(tmp_path, columns=["mid", "spread", "imbalance", "up"])
+    with pm.Model():
+        short = logistic(pm.Minibatch(source, batch_size=512), source.n_rows)
+    ds = StreamingDataset(
+        shuffle_buffer(parquet_source(tmp_path), buffer_size=5000, batch_size=512, seed=0),
+        batch_size=512,
+        sample_shape=(4,),
+        total_size="auto",
+    )
+    with pm.Model():
+        long = logistic(ds.as_tensor(), ds.total_size)
+    for approx in (short, long):
+        np.testing.assert_allclose(approx.mean.eval(), [0, 1, -0.5, 0.25], atol=0.1)
+
+
+def test_streamed_posterior_is_the_in_memory_one():
+    """N = 50,000, B = 256: as far from an in-memory fit as two in-memory fits are apart."""
+    n_rows, batch_size = 50_000, 256
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(n_rows, 3))
+    y = (rng.random(n_rows) < 1 / (1 + np.exp(-(0.3 + x @ [1.0, -0.5, 0.25])))).astype(float)
+
+    def fit(seed, streamed):
+        with pm.Model():
+            b = pm.Normal("b", 0.0, 3.0, shape=4)
+            if streamed:
+                source = shuffle_buffer(
+                    (x, y), buffer_size=10_000, batch_size=batch_size, seed=seed
+                )
+                features, labels = pm.Minibatch(source, batch_size=batch_size)
+            else:
+                features, labels = pm.Minibatch(x, y, batch_size=batch_size)
+            logit = b[0] + features @ b[1:]
+            pm.Bernoulli("y", logit_p=logit, observed=labels, total_size=n_rows)
+            # The iterates go on jumping about their mean: average them over the second half.
+            tracker = Tracker(
+                params=lambda approx, losses, i: [p.get_value() for p in approx.params]
+            )
+            pm.fit(
+                6000,
+                random_seed=seed,
+                obj_optimizer=pm.adam(learning_rate=0.003),
+                callbacks=[tracker],
+                progressbar=False,
+            )
+        return np.mean(tracker["params"][3000:], axis=0)
+
+    in_memory = np.array([fit(seed, streamed=False) for seed in range(3)])
+    streamed = np.array([fit(seed, streamed=True) for seed in range(10, 13)])
+    # Means and log-scales are compared each with their own noise floor: how far apart fits are
+    # that draw independently from memory.
+    floor = np.ptp(in_memory, axis=0).max(axis=-1)
+    difference = np.abs(streamed.mean(axis=0) - in_memory.mean(axis=0)).max(axis=-1)
+    assert (floor < [0.01, 0.15]).all(), floor
+    assert (difference < floor).all(), (difference, floor)
+    print(floor, difference)

@@ -1,0 +1,153 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+import numpy as np
+import pytest
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pymc.variational.streaming import shuffle_buffer
+
+
+def flat(batches):
+    return np.concatenate(list(batches)).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    batch_size=st.integers(1, 30),
+    extra=st.integers(0, 60),
+    known=st.booleans(),
+)
+def test_every_row_exactly_once_per_epoch(sizes, batch_size, extra, known):
+    rows = np.arange(sum(sizes))
+    blocks = np.split(rows, np.cumsum(sizes)[:-1])
+    for block in blocks:
+        block.flags.writeable = False
+
+    class Source:
+        n_rows = len(rows) if known and len(rows) else None
+
+        def __iter__(self):
+            return iter(blocks)
+
+    shuffled = shuffle_buffer(
+        Source(), buffer_size=batch_size + extra, batch_size=batch_size, seed=1
+    )
+    for _ in range(2):
+        batches = list(shuffled)
+        if batches:
+            assert sorted(flat(batches)) == rows.tolist()
+            assert all(1 <= len(batch) <= batch_size for batch in batches)
+
+
+def test_each_epoch_has_a_new_order():
+    shuffled = shuffle_buffer(np.arange(1000), buffer_size=1000, batch_size=100, seed=1)
+    first, second = flat(shuffled), flat(shuffled())
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(1000))
+
+
+def test_same_seed_same_order():
+    def make(seed):
+        return shuffle_buffer(np.arange(99), buffer_size=40, batch_size=7, seed=seed)
+
+    one, two, other = make(3), make(3), make(4)
+    assert flat(one) == flat(two) != flat(other)
+    assert flat(one) == flat(two)
+
+
+def test_iterators_do_not_disturb_each_other():
+    def make():
+        return shuffle_buffer(np.arange(50), buffer_size=20, batch_size=10, seed=1)
+
+    alone = make()
+    expected = [flat(alone), flat(alone)]
+    shuffled = make()
+    first, second = iter(shuffled), iter(shuffled)
+    got = ([], [])
+    for a, b in zip(first, second):
+        got[0].extend(a)
+        got[1].extend(b)
+    assert [list(map(int, rows)) for rows in got] == expected
+
+
+def test_rows_move_at_most_one_buffer():
+    shuffled = shuffle_buffer(np.arange(1000), buffer_size=100, batch_size=10, seed=1)
+    order = np.array(flat(shuffled))
+    assert np.array_equal(order // 100, np.arange(1000) // 100)
+
+
+def test_a_block_that_the_source_overwrites():
+    def source():
+        block = np.empty(10, dtype=int)
+        for start in range(0, 100, 10):
+            block[:] = np.arange(start, start + 10)
+            yield block
+
+    shuffled = shuffle_buffer(source, buffer_size=35, batch_size=8, seed=1)
+    assert sorted(flat(shuffled)) == list(range(100))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"x": np.arange(10.0), "n": np.arange(10)},
+        (np.arange(10.0), np.arange(10)),
+        np.arange(10)[:, None] * [1, 10],
+    ],
+    ids=["columns", "tuple", "array"],
+)
+def test_batches_have_the_form_of_blocks_and_rows_stay_together(source):
+    shuffled = shuffle_buffer(source, buffer_size=10, batch_size=4, seed=1)
+    for batch in shuffled:
+        assert type(batch) is type(source)
+        if isinstance(batch, dict):
+            assert batch["n"].dtype.kind == "i"
+            np.testing.assert_array_equal(batch["x"], batch["n"])
+        elif isinstance(batch, tuple):
+            np.testing.assert_array_equal(batch[0], batch[1])
+        else:
+            np.testing.assert_array_equal(batch[:, 0] * 10, batch[:, 1])
+
+
+def test_the_source_is_untouched():
+    rows = np.arange(100)
+    list(shuffle_buffer(rows, buffer_size=100, batch_size=10, seed=1))
+    np.testing.assert_array_equal(rows, np.arange(100))
+    for batch in shuffle_buffer(rows, buffer_size=100, batch_size=10, seed=1):
+        batch += 1
+    np.testing.assert_array_equal(rows, np.arange(100))
+
+
+def test_tells_what_the_source_tells():
+    shuffled = shuffle_buffer({"x": np.arange(5)}, buffer_size=5, batch_size=2)
+    assert (shuffled.n_rows, shuffled.columns) == (5, ("x",))
+    assert shuffle_buffer(lambda: [], buffer_size=5, batch_size=2).n_rows is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "match"),
+    [
+        ({"buffer_size": 10, "batch_size": 0}, ValueError, "batch_size"),
+        ({"buffer_size": -5, "batch_size": 1}, ValueError, "buffer_size"),
+        ({"buffer_size": 10.0, "batch_size": 1}, TypeError, "buffer_size"),
+        ({"buffer_size": 10, "batch_size": True}, TypeError, "batch_size"),
+        ({"buffer_size": 10, "batch_size": 11}, ValueError, "smaller than batch_size=11"),
+    ],
+)
+def test_bad_sizes(sizes, error, match):
+    with pytest.raises(error, match=match):
+        shuffle_buffer(np.arange(10), **sizes)

@@ -1,0 +1,209 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pymc.variational.streaming import parquet_source, shuffle_buffer
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three files of 25 rows, in row groups of 10: rows are numbered in the order of the files."""
+    for i in range(3):
+        row = np.arange(25 * i, 25 * (i + 1))
+        write(tmp_path / f"part-{i}.parquet", {"row": row, "x": row / 2}, row_group_size=10)
+    return tmp_path
+
+
+def write(path, columns, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, **kwargs)
+
+
+def rows_of(source, column="row"):
+    return np.concatenate([block[column] for block in source]).tolist()
+
+
+def test_reads_all_rows_in_order(folder):
+    source = parquet_source(folder)
+    assert source.n_rows == 75
+    assert source.columns == ("row", "x")
+    for _ in range(2):
+        blocks = list(source)
+        assert [len(block["row"]) for block in blocks] == [10, 10, 5] * 3
+        assert rows_of(blocks) == list(range(75))
+        assert blocks[0]["row"].dtype == "int64"
+        np.testing.assert_array_equal(blocks[4]["x"], blocks[4]["row"] / 2)
+
+
+def test_paths(folder):
+    write(folder / "below" / "part-9.parquet", {"row": [75], "x": [0.0]})
+    write(folder / "_temporary" / "part-0.parquet", {"row": [-1], "x": [0.0]})
+    write(folder / ".hidden.parquet", {"row": [-1], "x": [0.0]})
+    first, second = folder / "part-0.parquet", folder / "part-1.parquet"
+    assert parquet_source(str(folder)).n_rows == 76
+    assert parquet_source(first).n_rows == 25
+    assert parquet_source(folder / "part-*.parquet").n_rows == 75
+    assert rows_of(parquet_source([second, str(first)]))[0] == 25
+    assert rows_of(parquet_source([folder / "part-[12].parquet", first])) == [
+        *range(25, 75),
+        *range(25),
+    ]
+
+
+def test_row_groups_in_a_new_random_order_each_epoch(folder):
+    source = parquet_source(folder, shuffle_row_groups=True, seed=1)
+    first, second = rows_of(source), rows_of(source)
+    assert sorted(first) == sorted(second) == list(range(75))
+    assert first != second
+    assert first != sorted(first)
+    again = parquet_source(folder, shuffle_row_groups=True, seed=1)
+    assert [rows_of(again), rows_of(again)] == [first, second]
+
+
+def test_row_groups_from_all_over_meet_in_one_buffer(tmp_path):
+    write(tmp_path / "a.parquet", {"row": np.arange(100_000)}, row_group_size=1000)
+    source = parquet_source(tmp_path, shuffle_row_groups=True, seed=1)
+    first = next(iter(shuffle_buffer(source, buffer_size=20_000, batch_size=2000, seed=1)))["row"]
+    assert len(np.unique(first // 1000)) == 20
+    assert first.min() < 20_000
+    assert first.max() > 80_000
+
+
+def test_columns_by_name_in_the_order_asked_for(folder):
+    [x, row] = next(iter(parquet_source(folder, columns=["x", "row"]))).items()
+    assert (x[0], row[0]) == ("x", "row")
+
+
+def test_files_with_columns_in_another_order_are_matched_by_name(folder):
+    write(folder / "part-3.parquet", {"x": [0.25], "row": [75]})
+    assert rows_of(parquet_source(folder)) == list(range(76))
+    assert rows_of(parquet_source(folder), "x")[-1] == 0.25
+
+
+def test_files_of_different_numeric_types_are_promoted(folder):
+    write(folder / "part-3.parquet", {"row": np.array([75], dtype="int8"), "x": [3]})
+    block = list(parquet_source(folder))[-1]
+    assert block["row"].dtype == "int64"
+    assert block["x"].dtype == "float64"
+
+
+def test_promotion_that_would_change_an_integer_is_an_error(tmp_path):
+    write(tmp_path / "a.parquet", {"x": [2**53 + 1]})
+    write(tmp_path / "b.parquet", {"x": [0.5]})
+    with pytest.raises(ValueError, match=r"a\.parquet, row group 0, column 'x'.*9007199254740993"):
+        list(parquet_source(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "error", "match"),
+    [
+        ({"row": [1]}, None, ValueError, r"part-3.parquet: no column 'x'; it has \['row'\]"),
+        ({"row": [1]}, ["x"], ValueError, "part-3.parquet: no column 'x'"),
+        ({"row": [1], "x": ["a"]}, None, TypeError, "part-3.parquet: column 'x' is not numeric"),
+        (
+            {"row": [1], "x": [1.0], "z": [1.0]},
+            None,
+            ValueError,
+            r"part-3.parquet: column\(s\) \['z'\] that .*part-0.parquet does not have",
+        ),
+    ],
+)
+def test_a_file_whose_columns_do_not_fit_is_named(folder, columns, asked, error, match):
+    write(folder / "part-3.parquet", columns)
+    with pytest.raises(error, match=match):
+        parquet_source(folder, columns=asked)
+
+
+def test_a_timestamp_column_may_be_left_out(tmp_path):
+    time = pa.array([0], pa.timestamp("us"))
+    write(tmp_path / "a.parquet", {"time": time, "x": [1.0]})
+    assert parquet_source(tmp_path, columns=["x"]).n_rows == 1
+    with pytest.raises(TypeError, match=r"'time' is not numeric \(timestamp\[us\]\).*columns="):
+        parquet_source(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "bool"])
+def test_nulls_name_file_row_group_and_column(tmp_path, dtype):
+    values = pa.array([1, 0, None], pa.int64()).cast(dtype if dtype != "float64" else pa.float64())
+    write(tmp_path / "a.parquet", {"x": values}, row_group_size=2)
+    source = iter(parquet_source(tmp_path))
+    assert next(source)["x"].dtype == dtype
+    with pytest.raises(ValueError, match=r"a\.parquet, row group 1, column 'x': 1 null"):
+        next(source)
+
+
+def test_bad_paths(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.parquet").write_text("no parquet")
+    write(tmp_path / "none.parquet", {"x": np.zeros(0)})
+    for path, error, match in [
+        (tmp_path / "absent", FileNotFoundError, "no Parquet file or folder at"),
+        (tmp_path / "absent-*.parquet", FileNotFoundError, "no file matches"),
+        (tmp_path / "empty", FileNotFoundError, "no \\*.parquet file in the folder"),
+        ([], FileNotFoundError, "list of Parquet files is empty"),
+        (tmp_path / "text.parquet", ValueError, "text.parquet: not a readable Parquet file"),
+        (tmp_path / "none.parquet", ValueError, "no rows"),
+        ([tmp_path / "none.parquet"] * 2, ValueError, "listed twice"),
+    ]:
+        with pytest.raises(error, match=match):
+            parquet_source(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "match"),
+    [
+        (["row", "row"], ValueError, "twice"),
+        ([], ValueError, "empty"),
+        ("row", TypeError, r"\['row'\]"),
+        (["y"], ValueError, "no column 'y'"),
+    ],
+)
+def test_bad_columns(folder, columns, error, match):
+    with pytest.raises(error, match=match):
+        parquet_source(folder, columns=columns)
+
+
+def test_a_file_that_vanishes_is_named(folder):
+    source = iter(parquet_source(folder))
+    next(source)
+    (folder / "part-1.parquet").unlink()
+    with pytest.raises(OSError, match=r"part-1\.parquet, row group 0"):
+        list(source)
+
+
+def test_large_row_groups_are_read_in_slices(tmp_path):
+    write(tmp_path / "a.parquet", {"row": np.arange(300_000)}, row_group_size=300_000)
+    sizes = [len(block["row"]) for block in parquet_source(tmp_path)]
+    assert sum(sizes) == 300_000
+    assert max(sizes) < 150_000
+
+
+def test_without_pyarrow_the_error_names_the_install(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match="pip install pyarrow"):
+        parquet_source(folder)
+
+
+def test_importing_pymc_does_not_import_pyarrow():
+    # pandas imports pyarrow where it is installed: what counts is that pymc adds nothing.
+    code = "import sys, pandas; before = set(sys.modules); import pymc; "
+    code += "sys.exit(any(name.startswith('pyarrow') for name in set(sys.modules) - before))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
