@@ -45,38 +45,43 @@ def positive_int(value: Any, name: str) -> int:
 def check_exact(values: np.ndarray, dtype: np.dtype, what: str) -> None:
     """Raise if casting ``values`` to ``dtype`` changes one of them, rounding of floats aside."""
     source = values.dtype
-    if source == dtype or source.kind == "b" or (source.kind == dtype.kind == "f"):
+    if (
+        values.size == 0
+        or source == dtype
+        or source.kind == "b"
+        or source.kind == dtype.kind == "f"
+    ):
         return
-    if values.size == 0:
-        return
+    low, high = _exact_range(dtype)
     if source.kind in "iu":
-        if dtype.kind == "f":
-            high = 2 ** (np.finfo(dtype).nmant + 1)
-            low = -high
-        else:
-            low, high = (0, 1) if dtype.kind == "b" else _limits(dtype)
-        bounds = _limits(source)
-        if low <= bounds[0] and bounds[1] <= high:
+        if low <= _exact_range(source)[0] and _exact_range(source)[1] <= high:
             return
         if low <= values.min() and values.max() <= high:
             return
-    with np.errstate(invalid="ignore", over="ignore"):
-        cast = values.astype(dtype)
-        changed = cast.astype(source) != values
-        if source.kind in "iu" and dtype.kind == "f":
-            # 2**63 as a float wraps when it is cast back, and could compare equal.
-            changed |= cast >= 2.0 ** (source.itemsize * 8 - (source.kind == "i"))
+        changed = (values < low) | (values > high)
+        if dtype.kind == "f":
+            # Beyond the range some integers are exact, as 2**53 + 2 is. 2**63 wraps when it is
+            # cast back, and could compare equal.
+            cast = values.astype(dtype)
+            with np.errstate(invalid="ignore"):
+                wraps = cast >= 2.0 ** (8 * source.itemsize - (source.kind == "i"))
+                changed &= wraps | (cast.astype(source) != values)
+    else:
+        changed = ~((values >= low) & (values < high + 1.0) & (np.trunc(values) == values))
     if changed.any():
-        value = values[changed].flat[0]
         raise ValueError(
-            f"{what}: {value} cannot be held exactly as {dtype}. Pass a wider dtype to "
-            "StreamingDataset, or recode the values in the source (identifiers to 0, 1, 2, ...; "
-            "numbers that need not be exact to floats)."
+            f"{what}: {values[changed].flat[0]} cannot be held exactly as {dtype}. Pass a wider "
+            "dtype to StreamingDataset, or recode the values in the source (identifiers to 0, 1, "
+            "2, ...; numbers that need not be exact to floats)."
         )
 
 
-def _limits(dtype: np.dtype) -> tuple[int, int]:
-    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+def _exact_range(dtype: np.dtype) -> tuple[int, int]:
+    """Return the ends of the range in which ``dtype`` holds every integer."""
+    if dtype.kind == "f":
+        limit = 2 ** (np.finfo(dtype).nmant + 1)
+        return -limit, limit
+    return (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
 
 
 def arrow_to_numpy(column: Any, what: str) -> np.ndarray:

@@ -15,6 +15,7 @@ import contextlib
 
 import numpy as np
 import pandas as pd
+import pytensor
 import pytensor.tensor as pt
 import pytest
 import xarray as xr
@@ -257,7 +258,7 @@ def test_a_stream_and_an_in_memory_minibatch_are_refused():
     """S8."""
     with pm.Model():
         b = pm.Normal("b")
-        y = pm.Minibatch(np.arange(1000.0), batch_size=10)
+        y = pm.Minibatch(np.arange(1000, dtype=pytensor.config.floatX), batch_size=10)
         pm.Normal("y", b * numbered().as_tensor(), 1, observed=y, total_size=1000)
         with pytest.raises(ValueError, match=r"in-memory pm\.Minibatch, which draws other rows"):
             pm.fit(5, **fit_kwargs)
@@ -326,19 +327,18 @@ def test_logp_is_prior_plus_scaled_likelihood_of_the_batch():
         y = pm.Normal("y", b * buf[:, 0], 1, observed=buf[:, 1], total_size=ds.total_size)
     logp, prior = model.compile_logp(), model.compile_logp(vars=[b])
     dlogp = model.compile_dlogp()
+    rtol = 1e-12 if pytensor.config.floatX == "float64" else 1e-5
     for value in (-0.7, 1.3):
-        point = {"b": np.array(value)}
+        point = {"b": np.array(value, dtype=pytensor.config.floatX)}
         for start in (0, 8, 16):
             ds.advance()
             x, obs = rows[start : start + 8].T
             residual = obs - value * x
             likelihood = np.sum(-0.5 * residual**2 - 0.5 * np.log(2 * np.pi))
-            np.testing.assert_allclose(
-                logp(point), prior(point) + 1000 / 8 * likelihood, rtol=1e-12
-            )
-            np.testing.assert_allclose(
-                dlogp(point), -value / 9 + 1000 / 8 * np.sum(residual * x), rtol=1e-12
-            )
+            expected = prior(point) + 1000 / 8 * likelihood
+            np.testing.assert_allclose(logp(point), expected, rtol=rtol)
+            slope = -value / 9 + 1000 / 8 * np.sum(residual * x)
+            np.testing.assert_allclose(dlogp(point), slope, rtol=rtol)
         while ds.rows_streamed % 1000:  # to the end of the epoch
             ds.advance()
 
@@ -518,6 +518,5 @@ def test_streamed_posterior_is_the_in_memory_one():
     # that draw independently from memory.
     floor = np.ptp(in_memory, axis=0).max(axis=-1)
     difference = np.abs(streamed.mean(axis=0) - in_memory.mean(axis=0)).max(axis=-1)
-    assert (floor < [0.01, 0.15]).all(), floor
+    assert (floor < [0.01, 0.2]).all(), floor
     assert (difference < floor).all(), (difference, floor)
-    print(floor, difference)
