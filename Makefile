@@ -27,7 +27,7 @@ lint: .venv/.dev
 	$(BIN)/pre-commit run --all-files
 
 docs: .venv/.docs
-	$(BIN)/sphinx-build -n -W --keep-going -b html docs/source docs/build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs/source docs/build/html
 
 series: .venv/.test
 	rm -rf series

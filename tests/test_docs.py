@@ -1,0 +1,83 @@
+"""The code in the README and in the guide runs as it stands, on files."""
+
+import re
+
+from pathlib import Path
+from textwrap import dedent
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def events(tmp_path, monkeypatch):
+    """Folders ``events/`` and ``shuffled/`` with the columns that the documents name."""
+    rng = np.random.default_rng(1)
+    for folder in ("events", "shuffled"):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            x = rng.normal(size=(20_000, 3)).astype("float32")
+            up = rng.random(20_000) < 1 / (1 + np.exp(-x @ [1.0, -0.5, 0.25]))
+            columns = dict(zip(["mid", "spread", "imbalance"], x.T)) | {"up": up.astype("int8")}
+            if folder == "events":
+                columns["time"] = pa.array(np.arange(20_000), pa.timestamp("us"))
+            pq.write_table(
+                pa.table(columns), tmp_path / folder / f"{i}.parquet", row_group_size=4096
+            )
+    monkeypatch.chdir(tmp_path)
+
+
+def code_of(path):
+    text = (ROOT / path).read_text()
+    if path.endswith(".md"):
+        return re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text)
+    return [dedent(block) for block in blocks]
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/source/guides/streaming.rst"])
+def test_code_runs_as_it_stands(path, events):
+    blocks = code_of(path)
+    assert blocks
+    namespace = {}
+    means = []
+    for block in blocks:
+        exec(compile(block, path, "exec"), namespace)
+        means.append(namespace["approx"].mean.eval())
+    np.testing.assert_allclose(means[0], [0, 1, -0.5, 0.25], atol=0.15)
+
+
+def test_code_of_the_design_runs_as_it_stands(events):
+    """The contract: the long form, with the callback, on files that hold just the four columns."""
+    import pymc as pm
+
+    from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
+
+    ds = StreamingDataset(
+        shuffle_buffer(parquet_source("shuffled/"), buffer_size=1_000_000, batch_size=4096, seed=0),
+        batch_size=4096,
+        sample_shape=(4,),
+        total_size="auto",
+    )
+    with pm.Model():
+        b = pm.Normal("b", 0.0, 3.0, shape=4)
+        buf = ds.as_tensor()
+        logit = b[0] + b[1] * buf[:, 0] + b[2] * buf[:, 1] + b[3] * buf[:, 2]
+        pm.Bernoulli("up", logit_p=logit, observed=buf[:, 3], total_size=ds.total_size)
+        approx = pm.fit(20_000, method="advi", callbacks=[ds.fit_callback()])
+    np.testing.assert_allclose(approx.mean.eval(), [0, 1, -0.5, 0.25], atol=0.15)
+    assert ds.batches_seen == 20_000
+
+    source = parquet_source("events/", columns=["mid", "spread", "imbalance", "up"])
+    with pm.Model():
+        batch = pm.Minibatch(source, batch_size=4096)
+        b = pm.Normal("b", 0.0, 3.0, shape=4)
+        logit = b[0] + b[1] * batch[:, 0] + b[2] * batch[:, 1] + b[3] * batch[:, 2]
+        pm.Bernoulli("up", logit_p=logit, observed=batch[:, 3], total_size=source.n_rows)
+        approx = pm.fit(20_000, method="advi")
+    np.testing.assert_allclose(approx.mean.eval(), [0, 1, -0.5, 0.25], atol=0.15)
