@@ -109,13 +109,19 @@ def _array(values: Any, what: str) -> np.ndarray:
     return array
 
 
-def is_arrow(block: Any) -> bool:
-    return hasattr(block, "schema") and hasattr(block, "column") and hasattr(block, "num_rows")
+def _is_arrow(block: Any) -> bool:
+    """Tell a table that exports Arrow data (pyarrow, polars) from a reader, which is iterated."""
+    exports = hasattr(block, "schema") and hasattr(block, "__arrow_c_stream__")
+    return exports and not hasattr(block, "__next__")
 
 
 def to_block(block: Any, where: str) -> Block:
     """Bring what a source gave into one of the three plain forms, and check it."""
-    if is_arrow(block):
+    if _is_arrow(block):
+        if not hasattr(block, "column"):
+            import pyarrow
+
+            block = pyarrow.table(block)
         block = {
             name: arrow_to_numpy(block.column(i), f"{where}, column {name!r}")
             for i, name in enumerate(block.schema.names)
@@ -281,7 +287,9 @@ def _is_array(source: Any) -> bool:
 
 
 def _is_table(source: Any) -> bool:
-    return isinstance(source, Mapping | pd.DataFrame | tuple) or is_arrow(source)
+    if isinstance(source, tuple):  # of arrays; else it is a tuple of blocks, as a list would be
+        return len(source) > 0 and all(hasattr(part, "shape") for part in source)
+    return isinstance(source, Mapping | pd.DataFrame) or _is_arrow(source)
 
 
 def _slices(parts: list[Any]) -> Iterator[list[np.ndarray]]:

@@ -74,6 +74,20 @@ def test_check_exact_rounds_floats():
     check_exact(np.array([0.1]), np.dtype("float32"), "column 'x'")
 
 
+class Polars:
+    """As a polars DataFrame is: exports Arrow data, and iterating gives its columns."""
+
+    def __init__(self, table):
+        self._table = table
+        self.schema = table.schema
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self._table.__arrow_c_stream__(requested_schema)
+
+    def __iter__(self):
+        return iter(self._table.columns)
+
+
 def table(form):
     pa = pytest.importorskip("pyarrow")
     columns = {"x": np.array([0.5, 1.5]), "y": np.array([1, 2])}
@@ -83,10 +97,12 @@ def table(form):
         return pa.concat_tables([pa.table(columns).slice(0, 1), pa.table(columns).slice(1)])
     if form == "batch":
         return pa.RecordBatch.from_pydict(columns)
+    if form == "polars":
+        return Polars(pa.table(columns))
     return {"mapping": columns, "pandas": pd.DataFrame(columns)}[form]
 
 
-@pytest.mark.parametrize("form", ["table", "chunked", "batch", "mapping", "pandas"])
+@pytest.mark.parametrize("form", ["table", "chunked", "batch", "polars", "mapping", "pandas"])
 def test_tables_become_columns(form):
     block = to_block(table(form), "block 0")
     assert list(block) == ["x", "y"]
@@ -94,7 +110,7 @@ def test_tables_become_columns(form):
     assert block["y"].dtype == "int64"
 
 
-@pytest.mark.parametrize("form", ["table", "chunked", "batch", "mapping", "pandas"])
+@pytest.mark.parametrize("form", ["table", "chunked", "batch", "polars", "mapping", "pandas"])
 def test_tables_are_sources(form):
     blocks = Blocks(table(form))
     assert blocks.n_rows == 2
@@ -173,6 +189,22 @@ def test_kinds_of_sources():
     one_shot = Blocks(iter(blocks))
     assert len(list(one_shot)) == 2
     assert list(one_shot) == []
+
+
+def test_a_reader_of_record_batches_is_iterated():
+    pa = pytest.importorskip("pyarrow")
+    batches = [pa.RecordBatch.from_pydict({"x": [i, i]}) for i in range(3)]
+    reader = pa.RecordBatchReader.from_batches(batches[0].schema, batches)
+    assert [block["x"].tolist() for block in Blocks(reader)] == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_tuples_as_sources():
+    x, y = np.arange(4), np.arange(4) * 10
+    [(one, two)] = Blocks((x, y))
+    np.testing.assert_array_equal([one, two], [x, y])
+    blocks = list(Blocks(((x, y), (x, y))))
+    assert len(blocks) == 2
+    assert all(isinstance(block, tuple) for block in blocks)
 
 
 @pytest.mark.parametrize("source", ["a/path", b"a/path", 3, None])

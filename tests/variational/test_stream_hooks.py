@@ -18,6 +18,7 @@ import pandas as pd
 import pytensor
 import pytensor.tensor as pt
 import pytest
+import scipy.sparse
 import xarray as xr
 
 import pymc as pm
@@ -426,6 +427,7 @@ def test_what_pymc_does_for_minibatches_holds_for_streams():
         pd.Series([1.0, 2.0]),
         pd.DataFrame({"x": [1.0, 2.0]}),
         xr.DataArray([1.0, 2.0]),
+        scipy.sparse.csr_array(np.eye(2)),
         pt.arange(5),
         np.float64(3.0),
     ],
