@@ -355,12 +355,10 @@ def prove() -> None:
         if not Path(where).is_relative_to(tree):
             raise ForkError(f"the tests would run against {where}, not against the series.")
         # Ours, and upstream's own test of the file that we patch; get_data needs the internet.
-        tests = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/variational"]
-            + ["tests/test_data.py", "--deselect=tests/test_data.py::test_get_data"],
-            cwd=tree,
-            env=env,
-        )
+        pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        ours, theirs = "tests/variational", "tests/test_data.py"
+        left_out = f"--deselect={theirs}::test_get_data"
+        tests = subprocess.run([*pytest, ours, theirs, left_out], cwd=tree, env=env)
         if tests.returncode:
             raise ForkError("the series applies, but its tests fail on upstream's tree.")
         sys.stdout.write(f"series: {len(mails)} commits apply with git am, and their tests pass\n")
