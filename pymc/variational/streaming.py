@@ -36,12 +36,12 @@ import operator
 import warnings
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytensor
 
-from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.tensor.sharedvar import TensorSharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc.variational.stream_batches import Batches
@@ -201,7 +201,7 @@ class StreamingDataset:
                 f"{self.batch_size}, and is read only once. Pass a smaller batch_size."
             )
         self._ahead: list[np.ndarray] | None = first
-        self._buffers: list[SharedVariable] = []
+        self._buffers: list[TensorSharedVariable] = []
         for i, values in enumerate(first):
             label = f"{name}.{i}" if self._batches.is_tuple else name
             buffer = pytensor.shared(values, name=label, shape=values.shape, borrow=True)
@@ -228,12 +228,12 @@ class StreamingDataset:
     def rows_streamed(self) -> int:
         return self.batches_seen * self.batch_size
 
-    def as_tensor(self) -> SharedVariable | list[SharedVariable]:
+    def as_tensor(self) -> TensorSharedVariable | list[TensorSharedVariable]:
         """Return the buffer: the tensor that the model observes.
 
         Returns
         -------
-        SharedVariable or list of SharedVariable
+        TensorSharedVariable or list of TensorSharedVariable
             A shared variable of static shape ``(batch_size, *sample_shape)``, always the same
             one; a list of them where blocks are tuples. Before the first batch is loaded it
             already holds its values.
@@ -254,7 +254,7 @@ class StreamingDataset:
         if column not in self.columns:
             raise KeyError(f"stream {self.name!r}: no column {column!r}: {list(self.columns)}.")
         j = self.columns.index(column)
-        values = cast(TensorVariable, self._buffers[0])[:, j]
+        values = self._buffers[0][:, j]
         kind = self._batches.format.dtypes[j if self._batches.format.names else 0].kind
         if kind in "iu":
             return values.astype("int64")

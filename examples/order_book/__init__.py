@@ -1,0 +1,19 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""An order book, from raw events to a posterior: streaming variational inference end to end.
+
+``python -m examples.order_book demo`` makes level-2 order-book events, folds them into a Parquet
+table of book states, fits a logistic regression of the next mid move with ADVI (from memory and
+streamed from disk), and compares posteriors, speed and peak memory.
+"""

@@ -1,0 +1,183 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""Stage 3: one ADVI fit of the logistic regression, from memory or streamed, and what it took."""
+
+import resource
+import sys
+import time
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytensor
+
+import pymc as pm
+
+from examples.order_book.output import progress_bar
+from examples.order_book.runs import Fit
+
+COLUMNS = ["mid", "spread", "imbalance", "up"]
+FIRST_RATE = 0.1
+
+
+def files_of_table(folder: Path, n_files: int | None) -> list[Path]:
+    """Files of the table, or the first `n_files` of them."""
+    paths = sorted((folder / "table").glob("*.parquet"))[:n_files]
+    if not paths:
+        raise FileNotFoundError(f"no table in {folder / 'table'}: run the stage `fold` first")
+    return paths
+
+
+def load(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Features and outcomes of all files, read row group by row group into their place."""
+    n_rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    features = np.empty((n_rows, 3), dtype=pytensor.config.floatX)
+    up = np.empty(n_rows, dtype=pytensor.config.floatX)
+    row = 0
+    with progress_bar() as progress:
+        task = progress.add_task("Loading", total=n_rows)
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group, columns=COLUMNS)
+                    end = row + table.num_rows
+                    for j in range(3):
+                        features[row:end, j] = table[COLUMNS[j]].to_numpy()
+                    up[row:end] = table["up"].to_numpy()
+                    row = end
+            progress.update(task, completed=row)
+    return features, up
+
+
+class Clock:
+    """Callback of ``pm.fit`` that times the steps, and so leaves out the compilation."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __call__(self, approx, losses, step: int) -> None:
+        self.last = time.perf_counter()
+        if not self.steps:
+            self.first = self.last
+        self.steps += 1
+
+    @property
+    def steps_per_second(self) -> float:
+        return (self.steps - 1) / (self.last - self.first)
+
+
+class FallingRate:
+    """Callback of ``pm.fit`` that lets the learning rate fall from `FIRST_RATE` to zero.
+
+    While the rate is high, the means wander with each minibatch. As it falls, they become an
+    average over more and more steps: some epochs, at the end. That matters most for the stream,
+    as row groups in random order are a fair sample of all weeks only over an epoch as a whole.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.rate = pytensor.shared(np.asarray(FIRST_RATE, pytensor.config.floatX), "rate")
+
+    def __call__(self, approx, losses, step: int) -> None:
+        rate = FIRST_RATE * (1 - step / self.steps) ** 4
+        self.rate.set_value(np.asarray(rate, self.rate.dtype))
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process."""
+    try:
+        # Not `ru_maxrss` where it can be helped: a child process starts with its parent's.
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+    except (OSError, IndexError):
+        unit = 1e6 if sys.platform == "darwin" else 1e3
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def fit(
+    folder: Path,
+    *,
+    how: str,
+    fit_seed: int,
+    steps: int,
+    batch_size: int,
+    buffer_size: int,
+    table_files: int | None = None,
+) -> Fit:
+    """Fit the logistic regression with ADVI in this process.
+
+    Parameters
+    ----------
+    folder : Path
+        The fit reads ``folder/table``.
+    how : {"in-RAM", "streamed"}
+        Whether minibatches are drawn from arrays in memory or streamed from Parquet.
+    fit_seed : int
+        Seed of the fit and of the order of the rows.
+    steps, batch_size : int
+        Steps of ADVI, and rows in each minibatch.
+    buffer_size : int
+        Rows in the shuffle buffer, if streamed.
+    table_files : int, optional
+        How many files of the table to use, from the first on; all unless told.
+
+    Returns
+    -------
+    Fit
+    """
+    paths = files_of_table(folder, table_files)
+    clock = Clock()
+    rate = FallingRate(steps)
+    callbacks = [clock, rate]
+    with pm.Model():
+        if how == "streamed":
+            # Here, as the fits from memory need nothing but PyMC as it is released.
+            from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
+
+            # The table is in time order and the market changes over the weeks: row groups in
+            # random order into the buffer make a batch a sample of all weeks.
+            source = parquet_source(paths, columns=COLUMNS, shuffle_row_groups=True, seed=fit_seed)
+            rows = shuffle_buffer(
+                source, buffer_size=buffer_size, batch_size=batch_size, seed=fit_seed
+            )
+            ds = StreamingDataset(rows, batch_size=batch_size)
+            callbacks.append(ds.fit_callback())
+            n_rows = ds.total_size
+            batch = ds.as_tensor()
+            x, y = batch[:, :3], batch[:, 3]
+        else:
+            features, up = load(paths)
+            n_rows = len(up)
+            x, y = pm.Minibatch(features, up, batch_size=batch_size)
+        b = pm.Normal("b", 0.0, 3.0, shape=4)
+        logit = b[0] + b[1] * x[:, 0] + b[2] * x[:, 1] + b[3] * x[:, 2]
+        pm.Bernoulli("up", logit_p=logit, observed=y, total_size=n_rows)
+        approx = pm.fit(
+            steps,
+            method="advi",
+            obj_optimizer=pm.adam(learning_rate=rate.rate),
+            callbacks=callbacks,
+            random_seed=fit_seed,
+        )
+    return Fit(
+        how=how,
+        seed=fit_seed,
+        n_rows=n_rows,
+        steps=clock.steps,
+        mean=approx.mean.eval().tolist(),
+        sd=approx.std.eval().tolist(),
+        steps_per_second=clock.steps_per_second,
+        peak_mb=peak_memory_mb(),
+    )

@@ -1,0 +1,133 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""Stage 4: the table that compares the fits, and the two pictures."""
+
+import os
+
+from pathlib import Path
+
+import numpy as np
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from examples.order_book.output import console
+from examples.order_book.runs import Fit
+
+COEFFICIENTS = ("intercept", "mid", "spread", "imbalance")
+# Blue, light blue and orange: far apart for every kind of colour vision.
+COLOURS = {"in-RAM": "#0072B2", "in-RAM again": "#56B4E9", "streamed": "#D55E00"}
+
+
+def read_fits(folder: Path) -> dict[str, Fit]:
+    """Fits of the stage `fit`, by name."""
+    paths = {name: folder / "fits" / f"{name.replace(' ', '-')}.json" for name in COLOURS}
+    for path in paths.values():
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}: run the stage `fit` first")
+    return {name: Fit.read(path) for name, path in paths.items()}
+
+
+def print_tables(fits: dict[str, Fit]) -> None:
+    """Print posteriors, differences against the noise floor, speed and memory."""
+    ram, again, stream = fits.values()
+    difference = np.subtract(stream.mean, ram.mean)
+    floor = np.subtract(again.mean, ram.mean)
+    table = Table(title=f"Posterior after {ram.steps:,} steps on {ram.n_rows:,} rows")
+    table.add_column("coefficient")
+    for name in ("in-RAM", "sd", "streamed", "sd", "difference", "noise floor"):
+        table.add_column(name, justify="right")
+    for j, name in enumerate(COEFFICIENTS):
+        values = (ram.mean[j], ram.sd[j], stream.mean[j], stream.sd[j], difference[j])
+        table.add_row(name, *(f"{value:.4f}" for value in values), f"{abs(floor[j]):.4f}")
+    console.print(table)
+    largest, noise = np.abs(difference).max(), np.abs(floor).max()
+    console.print(
+        f"Largest difference: {largest:.4f}, that is {largest / noise:.1f} times the noise floor "
+        f"of {noise:.4f} (the largest difference between the two fits from memory)"
+    )
+    table = Table(title="What it took")
+    table.add_column("fit")
+    for name in ("seed", "steps per second", "peak memory (MB)"):
+        table.add_column(name, justify="right")
+    for name, one in fits.items():
+        table.add_row(name, str(one.seed), f"{one.steps_per_second:,.0f}", f"{one.peak_mb:,.0f}")
+    console.print(table)
+
+
+def draw_posterior(fits: dict[str, Fit], path: Path) -> None:
+    """Draw mean and sd of each coefficient, in a panel of its own for each.
+
+    ArviZ's forest plot has one axis for all coefficients, on which these sds do not show.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for j, (name, axes) in enumerate(zip(COEFFICIENTS, figure.subplots(1, len(COEFFICIENTS)))):
+        for i, (label, one) in enumerate(fits.items()):
+            axes.errorbar(
+                i, one.mean[j], one.sd[j], fmt="o", capsize=5, color=COLOURS[label], label=label
+            )
+        axes.set(title=name, xlim=(-0.7, len(fits) - 0.3), xticks=[])
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.locator_params(axis="y", nbins=6)
+        axes.grid(axis="y", alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(fits), frameon=False)
+    figure.suptitle("Posterior mean and sd (bar: one sd to each side)")
+    figure.savefig(path, dpi=150)
+
+
+def draw_memory(fits: list[Fit], path: Path) -> None:
+    """Draw peak memory against N, and where a fit from memory runs out of it."""
+    ram_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    # A larger marker below a smaller one: both show where the two fits take the same.
+    for how, marker, size in (("in-RAM", "o", 11), ("streamed", "s", 6)):
+        n, peak = np.array([(one.n_rows, one.peak_mb) for one in fits if one.how == how]).T
+        axes.plot(n, peak, marker, color=COLOURS[how], ms=size, label=f"{how}, measured")
+        slope, base = np.polyfit(n, peak, 1)
+        if how == "in-RAM" and slope > 0:
+            n_out = (ram_mb - base) / slope
+            line = np.geomspace(n.min(), n_out)
+            label = f"{how}, {base:,.0f} MB + {1e6 * slope:.0f} bytes a row"
+            axes.plot(line, base + slope * line, "--", color=COLOURS[how], label=label)
+            label = "in-RAM runs out (extrapolated)"
+            axes.plot(n_out, ram_mb, "X", color="black", ms=11, label=label)
+            text = f"{n_out / 1e6:,.0f} M rows"
+            offset = {"xytext": (-12, 8), "textcoords": "offset points", "ha": "right"}
+            axes.annotate(text, (n_out, ram_mb), **offset)
+            console.print(
+                f"Fits from memory take {1e6 * slope:.0f} bytes a row: this machine's "
+                f"{ram_mb / 1e3:.1f} GB last for about {n_out / 1e6:,.0f} M rows"
+            )
+    axes.axhline(ram_mb, color="grey", lw=1, label=f"memory of this machine, {ram_mb / 1e3:.1f} GB")
+    axes.set(xscale="log", yscale="log", xlabel="rows N", ylabel="peak memory of the fit (MB)")
+    axes.set_ylim(100, 2.5 * ram_mb)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def report(folder: Path) -> None:
+    """Print the tables, save the pictures and say where they are."""
+    fits = read_fits(folder)
+    print_tables(fits)
+    pictures = folder / "posterior.png", folder / "memory.png"
+    draw_posterior(fits, pictures[0])
+    short = [Fit.read(path) for path in (folder / "memory").glob("*.json")]
+    if not short:
+        raise FileNotFoundError(f"nothing in {folder / 'memory'}: run the stage `memory` first")
+    draw_memory([*fits.values(), *short], pictures[1])
+    for picture in pictures:
+        console.print(f"Picture: {picture}", soft_wrap=True)
