@@ -48,6 +48,8 @@ def upstream(tmp_path):
 @pytest.fixture
 def checkout(tmp_path):
     """A clone of the repository as it stands in the working tree, nothing laid out yet."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
     clone = tmp_path / "clone"
     for name in git(
         "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT

@@ -25,6 +25,7 @@ from pymc.variational.stream_blocks import (
     Blocks,
     check_exact,
     n_rows_of,
+    parts_of,
     to_block,
 )
 
@@ -81,8 +82,14 @@ class Batches:
         first = next(epoch, None)
         if first is None:
             raise ValueError("the source has no rows.")
-        names = blocks.columns
-        if isinstance(first, dict) and names is not None and set(names) == set(first):
+        # What preprocess_fn returns has columns of its own, known by name only if it names them.
+        names = blocks.columns if preprocess_fn is None else None
+        if isinstance(first, dict) and names is not None:
+            if set(names) != set(first):
+                raise ValueError(
+                    f"the source names the columns {list(names)}, and its blocks have "
+                    f"{list(first)}."
+                )
             first = {name: first[name] for name in names}
         self.format = BlockFormat.of(first)
         self.is_tuple = self.format.kind is tuple
@@ -91,7 +98,12 @@ class Batches:
         if self.columns is not None:
             self.row_shapes = [(len(self.columns),)]
         elif names is not None and not self.is_tuple:
-            self.columns = self._names_of_array(names)
+            if self.row_shapes != [(len(names),)]:
+                raise ValueError(
+                    f"the source names {len(names)} columns, and its rows have shape "
+                    f"{self.row_shapes[0]}."
+                )
+            self.columns = names
         several = isinstance(dtype, list | tuple)
         self.dtypes = [np.dtype(d) for d in (dtype if several else [dtype] * len(self.row_shapes))]
         if len(self.dtypes) != len(self.row_shapes) or any(
@@ -105,7 +117,12 @@ class Batches:
         self._opened: Iterator[Block] | None = chain([first], epoch)
 
     def __iter__(self) -> Generator[list[np.ndarray], None, None]:
-        epoch, self._opened = self._opened or self._epoch(), None
+        epoch, self._opened = self._opened, None
+        whole = epoch is not None
+        if epoch is None:  # the last reader was interrupted
+            if not self._cycle and not self._blocks.one_shot:
+                return
+            epoch, whole = self._epoch(), not self._blocks.one_shot
         batch, filled = self._empty(), 0
         while True:
             n_rows = 0
@@ -121,26 +138,22 @@ class Batches:
                         batch, filled = self._empty(), 0
             if n_rows == 0:  # a one-shot iterator has no second epoch
                 return
-            self.epoch_rows = n_rows
+            if whole:
+                self.epoch_rows = n_rows
             if not self._cycle:
                 return
             epoch = self._epoch()
-
-    def _names_of_array(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
-        [shape] = self.row_shapes
-        if shape == (len(names),):
-            return names
-        if self._preprocess_fn is None:
-            raise ValueError(
-                f"the source names {len(names)} columns, and its rows have shape {shape}."
-            )
-        return None
 
     def _epoch(self) -> Iterator[Block]:
         return map(self._preprocess, self._blocks) if self._preprocess_fn else iter(self._blocks)
 
     def _preprocess(self, block: Block) -> Block:
         assert self._preprocess_fn is not None
+        # Read-only: the block may be the user's own array, and come again next epoch.
+        views = [part.view() for part in parts_of(block)]
+        for view in views:
+            view.flags.writeable = False
+        block = BlockFormat.of(block).join(views)
         done = to_block(self._preprocess_fn(block), "what preprocess_fn returned")
         if n_rows_of(done) != n_rows_of(block):
             raise ValueError(
@@ -158,12 +171,18 @@ class Batches:
 
     def _copy(self, parts: list[np.ndarray], batch: list[np.ndarray], start: int) -> None:
         rows = slice(start, start + len(parts[0]))
-        labels = [self.format.label(i) for i in range(len(parts))]
         targets = [values[rows] for values in batch]
+        labels = [self.format.label(i) for i in range(len(parts))]
         if self.columns is not None:
-            labels = [f"column {name!r}" for name in self.columns]
             targets = list(targets[0].T)
-            parts = parts if self.format.names else list(parts[0].T)
+            labels = [f"column {name!r}" for name in self.columns]
+            kinds = [dtype.kind for dtype in self.format.dtypes]
+            if not self.format.names:
+                parts, kinds = list(parts[0].T), kinds * len(labels)
+            for part, label, kind in zip(parts, labels, kinds):
+                # ds["column"] is of the kind that the first block had, whatever the buffer's.
+                if kind != "f":
+                    check_exact(part, np.dtype("bool" if kind == "b" else "int64"), label)
         for part, target, label in zip(parts, targets, labels):
             check_exact(part, target.dtype, label)
             target[...] = part

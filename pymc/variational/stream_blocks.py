@@ -18,7 +18,7 @@ Everything here is NumPy. Sources and shuffles know nothing of PyTensor or of mo
 
 import operator
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,9 @@ def check_exact(values: np.ndarray, dtype: np.dtype, what: str) -> None:
         changed = ~((values >= low) & (values < high + 1.0) & (np.trunc(values) == values))
     if changed.any():
         raise ValueError(
-            f"{what}: {values[changed].flat[0]} cannot be held exactly as {dtype}. Pass a wider "
-            "dtype to StreamingDataset, or recode the values in the source (identifiers to 0, 1, "
-            "2, ...; numbers that need not be exact to floats)."
+            f"{what}: {values[changed].flat[0]} cannot be held exactly as {dtype}. Use a wider "
+            "dtype, or recode the values in the source (identifiers to 0, 1, 2, ...; numbers that "
+            "need not be exact to floats)."
         )
 
 
@@ -109,7 +109,7 @@ def _array(values: Any, what: str) -> np.ndarray:
     return array
 
 
-def _is_arrow(block: Any) -> bool:
+def is_arrow(block: Any) -> bool:
     """Tell a table that exports Arrow data (pyarrow, polars) from a reader, which is iterated."""
     exports = hasattr(block, "schema") and hasattr(block, "__arrow_c_stream__")
     return exports and not hasattr(block, "__next__")
@@ -117,7 +117,7 @@ def _is_arrow(block: Any) -> bool:
 
 def to_block(block: Any, where: str) -> Block:
     """Bring what a source gave into one of the three plain forms, and check it."""
-    if _is_arrow(block):
+    if is_arrow(block):
         if not hasattr(block, "column"):
             import pyarrow
 
@@ -219,9 +219,7 @@ class BlockFormat:
                 f"first one had {list(self.shapes)}. A block is an array (rows, ...): stack rows "
                 "that come one by one."
             )
-        for i, (part, dtype) in enumerate(zip(parts, self.dtypes)):
-            check_exact(part, dtype, f"{self.label(i)} ({dtype} in the first block)")
-        return [part.astype(dtype, copy=False) for part, dtype in zip(parts, self.dtypes)]
+        return parts
 
     def join(self, parts: list[np.ndarray]) -> Block:
         if self.kind is dict:
@@ -245,41 +243,59 @@ class Blocks:
         Rows in an epoch, where the source tells.
     columns : tuple of str or None
         Names of the columns, where the source tells.
+    one_shot : bool
+        Whether the source is an iterator, which goes on where it was left.
     """
 
     def __init__(self, source: Any):
-        self._open: Callable[[], Iterable]
+        self._source = source
+        self.one_shot = hasattr(source, "__next__")
         n_rows, columns = getattr(source, "n_rows", None), getattr(source, "columns", None)
         if _is_array(source):
-            # An array is sliced as it is asked for, never converted whole: it may be on disk.
-            array = source.to_numpy() if isinstance(source, pd.Series) else source
-            if len(array.shape) == 0:
+            if len(source.shape) == 0:
                 raise ValueError("the source is a single number: it needs a dimension of rows.")
-            n_rows = array.shape[0]
-            self._open = lambda: (views[0] for views in _slices([array]))
+            n_rows = source.shape[0] or None
         elif _is_table(source):
             table = to_block(source, "source")
-            form, parts = BlockFormat.of(table), parts_of(table)
-            n_rows, columns = n_rows_of(table), form.names or None
-            self._open = lambda: (form.join(views) for views in _slices(parts))
-        elif hasattr(source, "__iter__") and not isinstance(source, str | bytes):
-            self._open = lambda: source
-        elif callable(source):
-            self._open = source
-        else:
-            hint = f" To read files: parquet_source({str(source)!r})."
+            n_rows, columns = n_rows_of(table) or None, BlockFormat.of(table).names or None
+        elif isinstance(source, str | bytes | Path):
+            raise TypeError(
+                "a source is an iterable of blocks, a function that returns one, or an array; to "
+                f"read files: parquet_source({str(source)!r})."
+            )
+        elif not (hasattr(source, "__iter__") or callable(source)):
             raise TypeError(
                 "a source is an iterable of blocks, a function that returns one, or an array; got "
-                f"{type(source).__name__}.{hint if isinstance(source, str | Path) else ''}"
+                f"{type(source).__name__}."
             )
-        self.n_rows = None if n_rows is None else int(n_rows)
+        self.n_rows = None if n_rows is None else positive_int(n_rows, "n_rows of the source")
         self.columns = None if columns is None else tuple(map(str, columns))
 
     def __iter__(self) -> Iterator[Block]:
-        for i, raw in enumerate(self._open()):
+        for i, raw in enumerate(_raw_blocks(self._source)):
             block = to_block(raw, f"block {i}")
             if n_rows_of(block):
                 yield block
+
+
+def _raw_blocks(source: Any) -> Iterable[Any]:
+    """Open one epoch."""
+    if _is_array(source):
+        # An array is sliced as it is asked for, never converted whole: it may be on disk.
+        array = source.to_numpy() if isinstance(source, pd.Series) else source
+        return (views[0] for views in _slices([array]))
+    if _is_table(source):
+        table = to_block(source, "source")
+        return map(BlockFormat.of(table).join, _slices(parts_of(table)))
+    if not hasattr(source, "__iter__"):
+        opened = source()
+        if hasattr(opened, "__iter__") or _is_array(opened) or _is_table(opened):
+            return _raw_blocks(opened)
+        raise TypeError(
+            "a function that is a source must return an iterable of blocks or an array; it "
+            f"returned {type(opened).__name__}."
+        )
+    return source
 
 
 def _is_array(source: Any) -> bool:
@@ -289,13 +305,9 @@ def _is_array(source: Any) -> bool:
 def _is_table(source: Any) -> bool:
     if isinstance(source, tuple):  # of arrays; else it is a tuple of blocks, as a list would be
         return len(source) > 0 and all(hasattr(part, "shape") for part in source)
-    return isinstance(source, Mapping | pd.DataFrame) or _is_arrow(source)
+    return isinstance(source, Mapping | pd.DataFrame) or is_arrow(source)
 
 
 def _slices(parts: list[Any]) -> Iterator[list[np.ndarray]]:
     for start in range(0, parts[0].shape[0], SLICE_ROWS):
-        views = [np.asarray(part[start : start + SLICE_ROWS]) for part in parts]
-        for view in views:
-            # Downstream code that writes into a block must not write into the user's array.
-            view.flags.writeable = False
-        yield views
+        yield [_array(part[start : start + SLICE_ROWS], "source") for part in parts]

@@ -13,6 +13,8 @@
 #   limitations under the License.
 """What ``pm.Minibatch`` and ``pm.fit`` call: the only ties from PyMC to streams."""
 
+import warnings
+
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +25,9 @@ from pytensor.tensor import NoneConst, tensor_copy
 from scipy.sparse import issparse
 
 from pymc.data import MinibatchOp
-from pymc.variational.minibatch_rv import MinibatchRandomVariable
+from pymc.pytensorf import constant_fold
+from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
+from pymc.variational.stream_blocks import is_arrow
 from pymc.variational.streaming import StreamingDataset
 
 
@@ -31,9 +35,9 @@ def is_stream_source(data: Any) -> bool:
     """Tell whether ``pm.Minibatch`` streams ``data``: what is no array or tensor, nor made one."""
     if isinstance(data, Variable | list | tuple | range | str | bytes) or issparse(data):
         return False
-    if hasattr(data, "__array__"):
-        return False
-    return hasattr(data, "__iter__") or callable(data)
+    if is_arrow(data):
+        return True
+    return not hasattr(data, "__array__") and (hasattr(data, "__iter__") or callable(data))
 
 
 def stream_minibatch(*sources: Any, batch_size: int) -> Variable | list[Variable]:
@@ -45,12 +49,13 @@ def stream_minibatch(*sources: Any, batch_size: int) -> Variable | list[Variable
             "blocks that are tuples of arrays."
         )
     dataset = StreamingDataset(sources[0], batch_size=batch_size)
-    buffers = dataset._buffers
+    tensors = dataset.as_tensor()
+    buffers = tensors if isinstance(tensors, list) else [tensors]
     op = MinibatchOp(buffers, [tensor_copy(buffer) for buffer in buffers])
     batches = cast(list[Variable], op(*buffers, return_list=True))
     for i, batch in enumerate(batches):
         batch.name = f"minibatch.{i}"
-    return batches if isinstance(dataset.as_tensor(), list) else batches[0]
+    return batches if isinstance(tensors, list) else batches[0]
 
 
 def check_streams(model: Any) -> None:
@@ -91,9 +96,12 @@ def check_streams(model: Any) -> None:
                     "tell it."
                 )
             )
-        if all(isinstance(size, Constant) for size in total_sizes):
-            total_size = int(np.prod([size.data for size in total_sizes]))
-            stream._claim_total_size(total_size, f"observed variable `{rv.name}`")
+        stream._scaled = True
+        [scale] = constant_fold([get_scaling(total_sizes, value.shape)], raise_not_constant=False)
+        if not isinstance(scale, Variable):
+            stream._claim_total_size(
+                float(scale) * stream.batch_size, f"observed variable `{rv.name}`"
+            )
 
 
 def _check_rows_match(
@@ -132,8 +140,23 @@ def _check_rows_match(
 
 
 def streams_of(step_function: Any) -> list[StreamingDataset]:
-    """List the streams that a compiled step function reads."""
-    return _streams_behind(step_function.get_shared())
+    """List the streams that a compiled step function reads.
+
+    Warns
+    -----
+    UserWarning
+        If a stream is not behind an observed variable, whose ``total_size`` would scale it.
+    """
+    streams = _streams_behind(step_function.get_shared())
+    for stream in streams:
+        if not stream._scaled:
+            warnings.warn(
+                f"stream {stream.name!r} enters the model other than through an observed variable "
+                "(a Potential, say), so that total_size does not scale its log-likelihood: "
+                f"multiply it by N / {stream.batch_size} yourself.",
+                stacklevel=2,
+            )
+    return streams
 
 
 def advance_streams(streams: list[StreamingDataset], step: int, n_steps: int) -> None:

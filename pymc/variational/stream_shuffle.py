@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from pymc.variational.stream_blocks import Block, BlockFormat, Blocks, n_rows_of, positive_int
+from pymc.variational.stream_blocks import (
+    Block,
+    BlockFormat,
+    Blocks,
+    check_exact,
+    n_rows_of,
+    positive_int,
+)
 
 __all__ = ["shuffle_buffer"]
 
@@ -111,6 +118,9 @@ class shuffle_buffer:
                 form = BlockFormat.of(block)
                 buffer = [np.empty((size, *s), d) for s, d in zip(form.shapes, form.dtypes)]
             parts, start = form.split(block), 0
+            for i, part in enumerate(parts):
+                if part.dtype != buffer[i].dtype:
+                    buffer[i] = self._promoted(buffer[i], filled, part, form.label(i))
             while start < n_rows_of(block):
                 # Copied at once: a source may write its next block over this one.
                 stop = start + min(size - filled, n_rows_of(block) - start)
@@ -122,6 +132,14 @@ class shuffle_buffer:
                     filled = 0
         if form is not None:
             yield from self._drain(form, buffer, filled, rng)
+
+    @staticmethod
+    def _promoted(into: np.ndarray, filled: int, part: np.ndarray, what: str) -> np.ndarray:
+        """Return the buffer in a type that holds what it holds and a block of another type."""
+        dtype = np.result_type(into, part)
+        for values in (into[:filled], part):
+            check_exact(values, dtype, what)
+        return into.astype(dtype, copy=False)
 
     def _drain(
         self, form: BlockFormat, buffer: list[np.ndarray], filled: int, rng: np.random.Generator

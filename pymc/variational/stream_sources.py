@@ -16,6 +16,7 @@
 import glob
 import os
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,8 @@ def _find_files(path: Any) -> list[Path]:
         files = [file for item in path for file in _expand(item)]
         if not files:
             raise FileNotFoundError("the list of Parquet files is empty.")
-    twice = sorted({str(file) for file in files if files.count(file) > 1})
+    places = Counter(file.resolve() for file in files)
+    twice = sorted(str(file) for file, count in places.items() if count > 1)
     if twice:
         raise ValueError(f"listed twice, so that their rows would count twice: {twice}.")
     return files

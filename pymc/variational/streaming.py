@@ -41,6 +41,7 @@ from typing import Any
 import numpy as np
 import pytensor
 
+from pytensor.graph.basic import Variable
 from pytensor.tensor.sharedvar import TensorSharedVariable
 from pytensor.tensor.variable import TensorVariable
 
@@ -86,7 +87,8 @@ class StreamingDataset:
         hold exactly is an error.
     preprocess_fn : callable, optional
         Applied to each block before it is cut into batches. It gets an array, a dict of arrays
-        or a tuple of arrays, and returns one of these with the same number of rows.
+        or a tuple of arrays, which it must not write into, and returns one of these with the
+        same number of rows.
     cycle : bool, default True
         Start the next epoch when one ends. If False, the stream ends after one epoch, without
         the rows that do not fill a last batch.
@@ -169,6 +171,8 @@ class StreamingDataset:
     ):
         if isinstance(source, StreamingDataset):
             raise TypeError("the source is a StreamingDataset already: use its as_tensor().")
+        if isinstance(source, Variable):
+            raise TypeError("the source is a tensor already: use pm.Minibatch, or observe it.")
         if preprocess_fn is not None and not callable(preprocess_fn):
             raise TypeError(f"preprocess_fn must be callable, got {preprocess_fn!r}.")
         self.name = name
@@ -207,7 +211,7 @@ class StreamingDataset:
             buffer = pytensor.shared(values, name=label, shape=values.shape, borrow=True)
             buffer.tag.stream = self  # how pm.fit finds the streams that a model uses
             self._buffers.append(buffer)
-        # A batch that is loaded and that no step has used yet is not loaded over.
+        # Whether no step has used the loaded batch yet: pm.fit then uses it before it loads one.
         self._fresh = False
         # Whether the last step was one of pm.fit, and that fit's (steps done, steps asked for).
         self._in_fit = False
@@ -215,14 +219,18 @@ class StreamingDataset:
         self._closed = False
         # N as far as it is known, and what is passed as N, by whom.
         self._n_rows = blocks.n_rows
-        self._total_sizes: dict[str, int] = {}
+        self._total_sizes: dict[str, float] = {}
+        self._given: int | None = None
         if total_size is not None and total_size != "auto":
-            self._claim_total_size(positive_int(total_size, "total_size"), "StreamingDataset")
+            self._given = positive_int(total_size, "total_size")
+            self._claim_total_size(self._given, "the StreamingDataset")
         self._learn_n_rows()
+        # Whether pm.fit has found an observed variable that scales the likelihood of the stream.
+        self._scaled = False
 
     @property
     def total_size(self) -> int | None:
-        return self._total_sizes.get("StreamingDataset", self._n_rows)
+        return self._n_rows if self._given is None else self._given
 
     @property
     def rows_streamed(self) -> int:
@@ -334,6 +342,7 @@ class StreamingDataset:
 
     def __next__(self) -> Block:
         """Advance, and return a copy of the batch: an array, or a tuple of arrays."""
+        self._fit_steps = (0, 0)
         self.advance()
         values = [buffer.get_value(borrow=False) for buffer in self._buffers]
         return tuple(values) if self._batches.is_tuple else values[0]
@@ -358,19 +367,21 @@ class StreamingDataset:
         self._fresh, self._in_fit = False, True
         self._fit_steps = (step + 1, n_steps)
 
-    def _claim_total_size(self, total_size: int, who: str) -> None:
+    def _claim_total_size(self, total_size: float, who: str) -> None:
         """Remember what is passed as N, to hold it against N as soon as that is known."""
         if self._total_sizes.get(who) != total_size:
             self._total_sizes[who] = total_size
             self._check_total_sizes({who: total_size})
 
-    def _check_total_sizes(self, total_sizes: dict[str, int]) -> None:
+    def _check_total_sizes(self, total_sizes: dict[str, float]) -> None:
         for who, total_size in total_sizes.items():
-            if self._n_rows is not None and total_size != self._n_rows:
+            # The scale of a likelihood has the precision of floatX.
+            if self._n_rows is not None and abs(total_size / self._n_rows - 1) > 1e-6:
                 warnings.warn(
-                    f"total_size={total_size} ({who}) is not the number of rows of stream "
-                    f"{self.name!r}, {self._n_rows}. The posterior will be that of {total_size} "
-                    f"rows: too {'narrow' if total_size > self._n_rows else 'wide'}. "
+                    f"total_size={total_size:.10g} ({who}) is not the number of rows of stream "
+                    f"{self.name!r}, {self._n_rows}. The posterior will be that of "
+                    f"{total_size:.10g} rows: "
+                    f"too {'narrow' if total_size > self._n_rows else 'wide'}. "
                     f"Pass total_size={self._n_rows}.",
                     stacklevel=2,
                 )
@@ -392,6 +403,6 @@ class StreamingDataset:
 
 def _as_tuples(shape: Any) -> Any:
     """Return a shape, or a sequence of shapes, as tuples of Python ints."""
-    if isinstance(shape, Sequence):
+    if isinstance(shape, Sequence) and not isinstance(shape, str):
         return tuple(map(_as_tuples, shape))
     return operator.index(shape)

@@ -12,6 +12,7 @@
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
 import contextlib
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from pymc.model.fgraph import clone_model
 from pymc.model.transform.basic import remove_minibatched_nodes
 from pymc.variational.callbacks import Tracker
 from pymc.variational.opvi import NotImplementedInference
-from pymc.variational.stream_hooks import is_stream_source
+from pymc.variational.stream_hooks import check_streams, is_stream_source
 from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
 
 
@@ -154,12 +155,13 @@ def test_callbacks_keep_order_and_meaning():
 
 
 def test_every_stream_of_a_model_advances():
-    one, two, unused = numbered(), numbered(batch_size=20), numbered()
+    one, two, unused = numbered(), numbered(batch_size=20, name="second"), numbered()
     with pm.Model():
         mu = pm.Normal("mu", 0, 1000)
         pm.Normal("y", mu, 1, observed=one.as_tensor(), total_size=1000)
         pm.Potential("p", -pt.sqr(two.as_tensor() - mu).sum() * 50)
-        pm.fit(4, **fit_kwargs)
+        with pytest.warns(UserWarning, match="'second' enters the model other than .* N / 20"):
+            pm.fit(4, **fit_kwargs)
     assert (one.batches_seen, two.batches_seen, unused.batches_seen) == (4, 4, 0)
 
 
@@ -200,6 +202,28 @@ def test_errors_of_the_source_stop_the_fit():
             pm.fit(5, **fit_kwargs)
 
 
+@pytest.mark.parametrize("n", [8, 20])
+@pytest.mark.parametrize("score", [True, False])
+def test_an_interrupted_fit_can_be_refined(n, score):
+    interrupts = [KeyboardInterrupt]
+
+    def source():
+        yield np.zeros(30)
+        if interrupts:
+            raise interrupts.pop()
+        yield np.ones(30)
+
+    ds = StreamingDataset(source, batch_size=10)
+    with model_of(ds, total_size=60):
+        inference = pm.ADVI(random_seed=1)
+        inference.fit(n, progressbar=False, score=score)
+        assert ds.batches_seen == 3
+        inference.refine(12, progressbar=False)
+    assert ds.batches_seen == 15
+    if score:
+        assert len(inference.hist) == 15
+
+
 # The silent-failure table
 
 
@@ -234,6 +258,26 @@ def test_wrong_total_size_is_said_after_one_epoch():
         pm.fit(2, **fit_kwargs)
         with pytest.warns(UserWarning, match=r"total_size=30 \(.*`y`\).* 20\..*total_size=20"):
             pm.fit(1, **fit_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("reshape", "total_size", "counts"),
+    [("T", 1000, 2500), ("flatten", 1000, 250), ("flatten", 4000, None), ("none", 1000, None)],
+)
+def test_total_size_counts_rows_whatever_the_shape(reshape, total_size, counts):
+    """S4: what counts is the factor on the log-likelihood, N / batch_size."""
+    ds = StreamingDataset(np.zeros((1000, 4)), batch_size=10)
+    buf = ds.as_tensor()
+    observed = {"T": buf.T, "flatten": buf.flatten(), "none": buf}[reshape]
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 1000)
+        pm.Normal("y", mu, 1, observed=observed, total_size=total_size)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        check_streams(model)
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == (counts is not None)
+    assert all(f"total_size={counts} (observed variable `y`)" in message for message in said)
 
 
 def test_right_total_size_is_silent(fail_on_warning):
@@ -435,6 +479,12 @@ def test_what_pymc_does_for_minibatches_holds_for_streams():
 )
 def test_what_is_in_memory_is_no_stream(data):
     assert not is_stream_source(data)
+
+
+def test_arrow_tables_stream():
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"x": np.arange(10.0), "y": np.arange(10)})
+    assert pm.Minibatch(table, batch_size=5).type.shape == (5, 2)
 
 
 def test_memmap_is_in_memory_for_minibatch(tmp_path):

@@ -123,6 +123,27 @@ def test_batches_have_the_form_of_blocks_and_rows_stay_together(source):
             np.testing.assert_array_equal(batch[:, 0] * 10, batch[:, 1])
 
 
+@pytest.mark.parametrize("buffer_size", [3, 100])
+def test_blocks_of_wider_types_are_kept_exactly(buffer_size):
+    blocks = [
+        np.array([1, 2], "int8"),
+        np.array([1000]),
+        np.array([1e6, 0.1]),
+        np.array([3], "int8"),
+    ]
+    for dtype in ("int8", "float16"):
+        blocks[0] = blocks[0].astype(dtype)
+        shuffled = shuffle_buffer(blocks, buffer_size=buffer_size, batch_size=2, seed=1)
+        assert sorted(flat(shuffled)) == [0.1, 1, 2, 3, 1000, 1e6]
+
+
+def test_an_integer_that_does_not_fit_beside_floats():
+    blocks = [np.array([0.5]), np.array([2**53 + 1])]
+    for source in (blocks, blocks[::-1]):
+        with pytest.raises(ValueError, match="array: 9007199254740993 cannot be held exactly"):
+            list(shuffle_buffer(source, buffer_size=10, batch_size=2))
+
+
 def test_the_source_is_untouched():
     rows = np.arange(100)
     list(shuffle_buffer(rows, buffer_size=100, batch_size=10, seed=1))

@@ -152,6 +152,7 @@ def test_nulls_name_file_row_group_and_column(tmp_path, dtype):
 
 def test_bad_paths(tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("no parquet")
     write(tmp_path / "none.parquet", {"x": np.zeros(0)})
     for path, error, match in [
@@ -162,6 +163,7 @@ def test_bad_paths(tmp_path):
         (tmp_path / "text.parquet", ValueError, "text.parquet: not a readable Parquet file"),
         (tmp_path / "none.parquet", ValueError, "no rows"),
         ([tmp_path / "none.parquet"] * 2, ValueError, "listed twice"),
+        ([tmp_path / "none.parquet", tmp_path / "link.parquet"], ValueError, "listed twice"),
     ]:
         with pytest.raises(error, match=match):
             parquet_source(path)

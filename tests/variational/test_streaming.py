@@ -18,6 +18,7 @@ import weakref
 
 import numpy as np
 import pytensor
+import pytensor.tensor as pt
 import pytest
 
 from pytensor.compile.sharedvalue import SharedVariable
@@ -140,9 +141,36 @@ def test_names_for_the_columns_of_an_array():
     assert ds.columns == ("n", "m")
     assert ds["m"].eval().tolist() == [1, 3]
     assert ds["m"].dtype == "int64"
-    Source.columns = ["n"]
+    Source.columns = ["n"]  # one name too few
     with pytest.raises(ValueError, match="names 1 columns"):
         StreamingDataset(Source(), batch_size=2)
+
+
+def test_names_that_are_not_those_of_the_blocks():
+    class Source:
+        columns = ("a", "zz")
+
+        def __iter__(self):
+            yield {"a": np.zeros(2), "b": np.zeros(2)}
+
+    with pytest.raises(ValueError, match=r"names the columns \['a', 'zz'\].*\['a', 'b'\]"):
+        StreamingDataset(Source(), batch_size=2)
+
+
+def test_later_blocks_of_other_types():
+    """They are cast once, to the buffer, and a named column stays what it was."""
+    narrow, wide = np.array([1, 2], "float16"), np.array([1e6, 0.1])
+    ds = StreamingDataset([narrow, wide], batch_size=4, dtype="float64")
+    assert next(ds).tolist() == [1, 2, 1e6, 0.1]
+    ds = StreamingDataset([np.array([1]), np.array([0.5])], batch_size=2)
+    assert next(ds).tolist() == [1, 0.5]
+    blocks = [{"n": np.array([1], "int8")}, {"n": np.array([1000.0])}, {"n": np.array([0.5])}]
+    ds = StreamingDataset(blocks, batch_size=1)
+    assert [next(ds)[0, 0], next(ds)[0, 0]] == [1, 1000]
+    with pytest.raises(ValueError, match=r"column 'n': 0\.5 cannot be held exactly as int64"):
+        ds.advance()
+    with pytest.raises(ValueError, match="column 'n': 9223372036854775808"):
+        StreamingDataset({"n": np.array([2**63], "uint64")}, batch_size=1)
 
 
 def test_tuples_advance_together():
@@ -220,8 +248,20 @@ def test_preprocess_fn_must_keep_the_rows_and_the_source():
         block += 1
         return block
 
-    with pytest.raises(ValueError, match="read-only"):
-        StreamingDataset(np.arange(2), batch_size=2, preprocess_fn=in_place)
+    rows = np.arange(2)
+    for source in (rows, [rows], lambda: [rows]):
+        with pytest.raises(ValueError, match="read-only"):
+            StreamingDataset(source, batch_size=2, preprocess_fn=in_place)
+
+
+def test_preprocess_fn_that_returns_an_array_leaves_no_names():
+    """The columns may be in any order: a name could be the wrong one."""
+    ds = StreamingDataset(
+        {"a": np.arange(4), "b": np.arange(4) * 10},
+        batch_size=2,
+        preprocess_fn=lambda block: np.column_stack([block["b"], block["a"]]),
+    )
+    assert ds.columns is None
 
 
 @pytest.mark.parametrize(
@@ -240,6 +280,8 @@ def test_preprocess_fn_must_keep_the_rows_and_the_source():
         ({"source": lambda: []}, ValueError, "no rows"),
         ({"source": "folder"}, TypeError, "parquet_source"),
         ({"source": ["a"]}, TypeError, "block 0: not numeric"),
+        ({"source": pt.zeros((10, 2))}, TypeError, "a tensor already"),
+        ({"sample_shape": "ab"}, TypeError, "integer"),
     ],
 )
 def test_errors_of_construction_are_immediate(kwargs, error, match):
@@ -321,6 +363,52 @@ def test_an_error_of_the_source_reaches_the_caller_and_the_stream_goes_on():
         ds.advance()
     fail.append(False)
     assert np.concatenate([next(ds), next(ds)]).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("cycle", [True, False])
+def test_an_interrupt_neither_doubles_rows_nor_changes_what_is_known(cycle, fail_on_warning):
+    class Source:
+        def __init__(self):
+            self.blocks = [np.full(2, i) for i in range(5)]
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not self.blocks:
+                raise StopIteration
+            block = self.blocks.pop(0)
+            if isinstance(block, type):
+                raise block
+            return block
+
+    one_shot = Source()
+    one_shot.blocks.insert(3, KeyboardInterrupt)
+    ds = StreamingDataset(one_shot, batch_size=2, total_size=10, cycle=cycle)
+    seen = [next(ds)[0] for _ in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        ds.advance()
+    seen += [batch[0] for batch in ds]
+    assert seen == [0, 1, 2, 3, 4]
+    assert ds.total_size == 10
+
+    interrupts = [KeyboardInterrupt]
+
+    def again():
+        yield np.zeros(2)
+        if interrupts:
+            raise interrupts.pop()
+        yield np.ones(2)
+
+    ds = StreamingDataset(again, batch_size=2, total_size=4, cycle=cycle)
+    ds.advance()
+    with pytest.raises(KeyboardInterrupt):
+        ds.advance()
+    if cycle:
+        assert [next(ds)[0] for _ in range(3)] == [0, 1, 0]
+    else:
+        with pytest.raises(StopIteration):
+            ds.advance()
 
 
 def test_close():
