@@ -45,14 +45,15 @@ prove: .venv/.test
 	fi
 	@touch $@
 
+# An environment that stands there already is used as it is.
 .venv/.python:
-	@python="$(PYTHON)"; \
+	@if [ -x $(BIN)/python ]; then touch $@; exit 0; fi; \
+	python="$(PYTHON)"; \
 	if [ -z "$$python" ]; then python=$$(scripts/find_python.sh $(MAKECMDGOALS)) || exit 1; fi; \
 	"$$python" -c 'import sys; assert (3, 12) <= sys.version_info[:2] <= (3, 14), sys.version' \
 		|| { echo "$$python cannot be used: PyMC 6 needs Python 3.12 to 3.14." >&2; exit 1; }; \
 	echo "Setting up .venv with $$python"; \
-	"$$python" -m venv --clear .venv
-	@touch $@
+	"$$python" -m venv --clear .venv && touch $@
 
 clean:
 	rm -rf .venv docs/build series

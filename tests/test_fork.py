@@ -153,6 +153,86 @@ def test_a_new_patch_is_laid_out_over_unedited_files(fork, checkout):
     assert (checkout / DATA).read_bytes() == (ROOT / DATA).read_bytes()
 
 
+def test_refresh_does_not_undo_a_pulled_patch(fork, checkout):
+    ok(fork("layout"))
+    pulled = checkout / "patches" / "pymc" / "data.py.patch"
+    pulled.write_text(
+        pulled.read_text().replace("Or a source of blocks", "Or any source of blocks")
+    )
+    kept = pulled.read_text()
+    path = checkout / "pymc" / "math.py"
+    path.write_text(path.read_text() + "\nEDITED = True\n")
+    assert "pymc/math.py: edited in place" in fails(fork("layout"))
+    assert "patches/ has changed since it was laid out" in fails(fork("refresh"))
+    assert pulled.read_text() == kept
+    # The way out that the message names.
+    edit = git("--git-dir=.upstream", "diff", "laid-out", cwd=checkout)
+    (checkout / "my.diff").write_text(edit)
+    git("--git-dir=.upstream", "checkout", "laid-out", "--", "pymc", cwd=checkout)
+    ok(fork("layout"))
+    git("apply", "my.diff", cwd=checkout)
+    ok(fork("refresh"))
+    assert pulled.read_text() == kept
+    assert "+EDITED = True" in (checkout / "patches" / "pymc" / "math.py.patch").read_text()
+
+
+def test_a_newer_upstream_is_not_taken_for_an_edit(fork, checkout, upstream):
+    ok(fork("layout"))
+    path = checkout / "pymc" / "math.py"
+    path.write_text(path.read_text() + "\nEDITED = True\n")
+    newer = upstream / "pymc" / "blocking.py"
+    newer.write_text(newer.read_text() + "\nNEWER = True\n")
+    assert "pymc/math.py: edited in place" in fails(fork("layout"))
+    ok(fork("refresh"))
+    assert not (checkout / "patches" / "pymc" / "blocking.py.patch").exists()
+    ok(fork("layout"))
+    assert "NEWER = True" in (checkout / "pymc" / "blocking.py").read_text()
+
+
+def test_a_file_that_upstream_comes_to_have_is_not_overwritten(fork, checkout, upstream):
+    ok(fork("layout"))
+    ours = checkout / "pymc" / "variational" / "streaming.py"
+    kept = ours.read_text()
+    (upstream / "pymc" / "variational" / "streaming.py").write_text("merged = True\n")
+    assert "pymc/variational/streaming.py: edited in place" in fails(fork("layout"))
+    assert ours.read_text() == kept
+
+
+def test_a_new_file_that_git_would_not_see_is_named(fork, checkout):
+    ok(fork("layout"))
+    (checkout / "pymc" / "brandnew.py").write_text("x = 1\n")
+    for command in ("check", "refresh"):
+        assert "pymc/brandnew.py: neither upstream's nor ours" in fails(fork(command))
+
+
+def test_export_does_not_leave_edits_out(fork, checkout, tmp_path):
+    ok(fork("layout"))
+    path = checkout / DATA
+    path.write_text(path.read_text() + "\nEDITED = True\n")
+    assert "not what pymc/ holds" in fails(fork("export", tmp_path / "series"))
+
+
+def test_the_users_git_settings_do_not_matter(fork, checkout, tmp_path):
+    config = tmp_path / "gitconfig"
+    config.write_text(
+        "[diff]\n noprefix = true\n[format]\n coverLetter = true\n[core]\n autocrlf = true\n"
+    )
+    env = {"GIT_CONFIG_GLOBAL": str(config), "GIT_DIR": str(tmp_path / "elsewhere")}
+    ok(fork("layout", **env))
+    ok(fork("check", **env))
+    ok(fork("export", tmp_path / "series", **env))
+    assert not list((tmp_path / "series").glob("0000-*"))
+
+
+def test_a_lock_that_an_interrupted_run_left(fork, checkout):
+    ok(fork("layout"))
+    (checkout / ".upstream" / "index.lock").touch()
+    (checkout / DATA).unlink()
+    assert "delete that folder and run" in fails(fork("layout"))
+    shutil.rmtree(checkout / ".upstream")
+    ok(fork("layout"))
+
+
 def test_a_patch_that_does_not_apply_says_what_to_do(fork, checkout, upstream):
     path = upstream / DATA
     path.write_text(path.read_text().replace("batch_size must be an integer", "no"))

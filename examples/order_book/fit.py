@@ -153,7 +153,6 @@ def fit(
                 source, buffer_size=buffer_size, batch_size=batch_size, seed=fit_seed
             )
             ds = StreamingDataset(rows, batch_size=batch_size)
-            callbacks.append(ds.fit_callback())
             n_rows = ds.total_size
             batch = ds.as_tensor()
             x, y = batch[:, :3], batch[:, 3]

@@ -13,7 +13,7 @@
 #   limitations under the License.
 """Blocks: the form in which rows come out of a source.
 
-Everything here is NumPy. Sources and shuffles know nothing of PyTensor or of models.
+Sources and shuffles know nothing of PyTensor or of models.
 """
 
 import operator

@@ -15,6 +15,7 @@
 
 import warnings
 
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor import NoneConst, tensor_copy
+from pytensor.tensor.sharedvar import TensorSharedVariable
 from scipy.sparse import issparse
 
 from pymc.data import MinibatchOp
@@ -33,10 +35,10 @@ from pymc.variational.streaming import StreamingDataset
 
 def is_stream_source(data: Any) -> bool:
     """Tell whether ``pm.Minibatch`` streams ``data``: what is no array or tensor, nor made one."""
-    if isinstance(data, Variable | list | tuple | range | str | bytes) or issparse(data):
+    if isinstance(data, Variable | list | tuple | range) or issparse(data):
         return False
-    if is_arrow(data):
-        return True
+    if is_arrow(data) or isinstance(data, str | bytes | Path):
+        return True  # of a path the error says how it is streamed
     return not hasattr(data, "__array__") and (hasattr(data, "__iter__") or callable(data))
 
 
@@ -79,7 +81,7 @@ def check_streams(model: Any) -> None:
         if not streams:
             continue
         stream = streams[0]
-        _check_rows_match(rv, value, behind, streams)
+        _check_rows_match(model, rv, value, behind, streams)
         total_sizes = []
         if isinstance(rv.owner.op, MinibatchRandomVariable):
             total_sizes = [size for size in rv.owner.inputs[1:] if not NoneConst.equals(size)]
@@ -105,7 +107,11 @@ def check_streams(model: Any) -> None:
 
 
 def _check_rows_match(
-    rv: Variable, value: Variable, behind: list[Variable], streams: list[StreamingDataset]
+    model: Any,
+    rv: Variable,
+    value: Variable,
+    behind: list[Variable],
+    streams: list[StreamingDataset],
 ) -> None:
     one_source = (
         "Stream all that a likelihood needs from one source: columns of one table, or blocks that "
@@ -137,6 +143,29 @@ def _check_rows_match(
             f"observed variable `{rv.name}` is computed from the stream {streams[0].name!r}, but its "
             f"observed data do not stream: they stay the same while the rows change. {one_source}"
         )
+    # The other way round it could also be a vector that happens to be as long as a batch.
+    others = [other for other in model.basic_RVs if other is not rv]
+    for variable in ancestors([rv], blockers=others):
+        if variable not in others and _has_a_row_each(variable, streams[0].batch_size):
+            warnings.warn(
+                f"observed variable `{rv.name}`: an array of {streams[0].batch_size} rows, as many as "
+                f"a batch of stream {streams[0].name!r} has, stays the same while the rows of the "
+                f"stream change. {one_source}",
+                stacklevel=2,
+            )
+            return
+
+
+def _has_a_row_each(variable: Variable, batch_size: int) -> bool:
+    """Tell whether a variable holds fixed data that differ along a first axis of ``batch_size``."""
+    if isinstance(variable, Constant):
+        data = variable.data
+    elif isinstance(variable, TensorSharedVariable) and not _streams_behind([variable]):
+        data = variable.get_value(borrow=True)
+    else:
+        return False
+    shape = np.shape(data)
+    return len(shape) > 0 and shape[0] == batch_size > 1 and bool(np.any(data != data[:1]))
 
 
 def streams_of(step_function: Any) -> list[StreamingDataset]:

@@ -369,9 +369,8 @@ class StreamingDataset:
 
     def _claim_total_size(self, total_size: float, who: str) -> None:
         """Remember what is passed as N, to hold it against N as soon as that is known."""
-        if self._total_sizes.get(who) != total_size:
-            self._total_sizes[who] = total_size
-            self._check_total_sizes({who: total_size})
+        self._total_sizes[who] = total_size
+        self._check_total_sizes({who: total_size})
 
     def _check_total_sizes(self, total_sizes: dict[str, float]) -> None:
         for who, total_size in total_sizes.items():

@@ -230,7 +230,7 @@ def test_masked_values_are_an_error_wherever_they_come_from(wrap):
 
 
 def test_a_function_that_returns_no_blocks():
-    with pytest.raises(TypeError, match="must return an iterable of blocks.*it returned int"):
+    with pytest.raises(TypeError, match=r"must return an iterable of blocks.*it returned int"):
         list(Blocks(lambda: 5))
 
 

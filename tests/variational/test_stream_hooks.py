@@ -12,7 +12,10 @@
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
 import contextlib
+import doctest
 import warnings
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,6 +30,7 @@ import pymc as pm
 from pymc.data import MinibatchOp
 from pymc.model.fgraph import clone_model
 from pymc.model.transform.basic import remove_minibatched_nodes
+from pymc.variational import stream_shuffle, stream_sources, streaming
 from pymc.variational.callbacks import Tracker
 from pymc.variational.opvi import NotImplementedInference
 from pymc.variational.stream_hooks import check_streams, is_stream_source
@@ -321,6 +325,26 @@ def test_labels_that_stay_while_features_move_are_refused(data):
             pm.fit(5, **fit_kwargs)
 
 
+@pytest.mark.parametrize("data", ["constant", "pm.Data"])
+def test_features_that_stay_while_labels_move_are_said(data):
+    """S8: said, not refused, since a vector may be as long as a batch by chance."""
+    features = np.arange(10.0)
+    with pm.Model():
+        b = pm.Normal("b", np.arange(3.0), 1, shape=3)
+        x = pm.Data("x", features) if data == "pm.Data" else features
+        pm.Normal("y", b[0] * x, 1, observed=numbered().as_tensor(), total_size=1000)
+        with pytest.warns(UserWarning, match="`y`: an array of 10 rows, .* stays the same"):
+            pm.fit(1, **fit_kwargs)
+
+
+def test_priors_as_long_as_a_batch_are_silent(fail_on_warning):
+    rows = StreamingDataset(np.arange(40.0).reshape(10, 4), batch_size=4)
+    with pm.Model() as model:
+        b = pm.Normal("b", np.arange(4.0), 1)
+        pm.Normal("y", rows.as_tensor() @ b, 1, observed=rows.as_tensor()[:, 0], total_size=10)
+        check_streams(model)
+
+
 def test_ones_trick_is_allowed():
     ds = StreamingDataset(np.full(100, 0.5), batch_size=10)
     with pm.Model():
@@ -360,6 +384,14 @@ def test_a_one_shot_iterator_that_lasts_is_silent(fail_on_warning):
 
 
 # Scaling
+
+
+@pytest.mark.parametrize("module", [streaming, stream_shuffle, stream_sources])
+def test_docstring_examples_run(module):
+    pytest.importorskip("pyarrow")
+    results = doctest.testmod(module)
+    assert results.attempted
+    assert not results.failed
 
 
 def test_logp_is_prior_plus_scaled_likelihood_of_the_batch():
@@ -479,6 +511,12 @@ def test_what_pymc_does_for_minibatches_holds_for_streams():
 )
 def test_what_is_in_memory_is_no_stream(data):
     assert not is_stream_source(data)
+
+
+@pytest.mark.parametrize("path", ["events/", Path("events")])
+def test_a_path_is_pointed_to_parquet_source(path):
+    with pytest.raises(TypeError, match=r"parquet_source\('events/?'\)"):
+        pm.Minibatch(path, batch_size=5)
 
 
 def test_arrow_tables_stream():

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pymc.variational.streaming import shuffle_buffer
+from pymc.variational.stream_shuffle import shuffle_buffer
 
 
 def flat(batches):

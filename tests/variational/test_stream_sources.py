@@ -17,7 +17,8 @@ import sys
 import numpy as np
 import pytest
 
-from pymc.variational.streaming import parquet_source, shuffle_buffer
+from pymc.variational.stream_shuffle import shuffle_buffer
+from pymc.variational.stream_sources import parquet_source
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -11,7 +11,6 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
-import doctest
 import gc
 import threading
 import weakref
@@ -23,20 +22,11 @@ import pytest
 
 from pytensor.compile.sharedvalue import SharedVariable
 
-from pymc.variational import stream_shuffle, stream_sources, streaming
 from pymc.variational.streaming import StreamingDataset, shuffle_buffer
 
 
 def value_of(ds):
     return ds.as_tensor().get_value()
-
-
-@pytest.mark.parametrize("module", [streaming, stream_shuffle, stream_sources])
-def test_docstring_examples_run(module):
-    pytest.importorskip("pyarrow")
-    results = doctest.testmod(module)
-    assert results.attempted
-    assert not results.failed
 
 
 def test_buffer_is_a_shared_variable_of_static_shape():
