@@ -168,6 +168,29 @@ def _has_a_row_each(variable: Variable, batch_size: int) -> bool:
     return len(shape) > 0 and shape[0] == batch_size > 1 and bool(np.any(data != data[:1]))
 
 
+def refuse_streams(model: Any, what: str) -> None:
+    """Refuse to run ``what`` on a model that observes a stream: it would see one batch only.
+
+    Raises
+    ------
+    ValueError
+        If an observed variable or a potential uses a stream.
+    """
+    for variable in (*model.observed_RVs, *model.potentials):
+        value = model.rvs_to_values.get(variable, variable)
+        for stream in _streams_behind(list(ancestors([variable, value]))):
+            raise ValueError(
+                f"{what} on a model whose `{variable.name}` uses the stream {stream.name!r}: it "
+                f"would take the {stream.batch_size} rows that happen to be in the buffer for all "
+                f"the data. Use pm.fit, or {what} on data in memory."
+            )
+
+
+def is_streamed(value: Variable | None) -> bool:
+    """Tell whether the value of an observed variable is one batch of a stream."""
+    return value is not None and bool(_streams_behind(list(ancestors([value]))))
+
+
 def streams_of(step_function: Any) -> list[StreamingDataset]:
     """List the streams that a compiled step function reads.
 
