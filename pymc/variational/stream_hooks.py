@@ -82,10 +82,9 @@ def check_streams(model: Any) -> None:
             continue
         stream = streams[0]
         _check_rows_match(model, rv, value, behind, streams)
-        total_sizes = []
-        if isinstance(rv.owner.op, MinibatchRandomVariable):
-            total_sizes = [size for size in rv.owner.inputs[1:] if not NoneConst.equals(size)]
-        if not total_sizes:
+        scaled = isinstance(rv.owner.op, MinibatchRandomVariable)
+        total_sizes = rv.owner.inputs[1:] if scaled else []
+        if all(NoneConst.equals(size) for size in total_sizes):
             n_rows = stream.total_size
             raise ValueError(
                 f"observed variable `{rv.name}` uses the stream {stream.name!r} without total_size: "

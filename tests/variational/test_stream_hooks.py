@@ -266,7 +266,14 @@ def test_wrong_total_size_is_said_after_one_epoch():
 
 @pytest.mark.parametrize(
     ("reshape", "total_size", "counts"),
-    [("T", 1000, 2500), ("flatten", 1000, 250), ("flatten", 4000, None), ("none", 1000, None)],
+    [
+        ("T", 1000, 2500),
+        ("T", [None, 1000], None),
+        ("flatten", 1000, 250),
+        ("flatten", 4000, None),
+        ("none", 1000, None),
+        ("none", [1000, 4], None),
+    ],
 )
 def test_total_size_counts_rows_whatever_the_shape(reshape, total_size, counts):
     """S4: what counts is the factor on the log-likelihood, N / batch_size."""
