@@ -24,6 +24,7 @@ from pymc.variational.stream_blocks import (
     BlockFormat,
     Blocks,
     check_exact,
+    check_finite,
     n_rows_of,
     parts_of,
     to_block,
@@ -184,5 +185,6 @@ class Batches:
                 if kind != "f":
                     check_exact(part, np.dtype("bool" if kind == "b" else "int64"), label)
         for part, target, label in zip(parts, targets, labels):
+            check_finite(part, label)
             check_exact(part, target.dtype, label)
             target[...] = part

@@ -76,6 +76,16 @@ def check_exact(values: np.ndarray, dtype: np.dtype, what: str) -> None:
         )
 
 
+def check_finite(values: np.ndarray, what: str) -> None:
+    """Raise if a value is NaN or infinite: the likelihood would be, and with it the fit."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        count = int(np.count_nonzero(~np.isfinite(values)))
+        raise ValueError(
+            f"{what}: {count} NaN or infinite value(s). Fill or drop these rows before streaming; "
+            'parquet_source(..., missing="drop") drops them.'
+        )
+
+
 def _exact_range(dtype: np.dtype) -> tuple[int, int]:
     """Return the ends of the range in which ``dtype`` holds every integer."""
     if dtype.kind == "f":
@@ -88,8 +98,8 @@ def arrow_to_numpy(column: Any, what: str) -> np.ndarray:
     """Convert an Arrow column, without a copy where Arrow can."""
     if column.null_count:
         raise ValueError(
-            f"{what}: {column.null_count} null value(s). A null has no likelihood: fill or drop "
-            "these rows before streaming."
+            f"{what}: {column.null_count} null value(s). Fill or drop these rows before "
+            'streaming; parquet_source(..., missing="drop") drops them.'
         )
     return column.to_numpy(zero_copy_only=False)
 

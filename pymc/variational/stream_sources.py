@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pymc.variational.stream_blocks import arrow_to_numpy, check_exact
+from pymc.variational.stream_blocks import arrow_to_numpy, check_exact, check_finite
 
 __all__ = ["parquet_source"]
 
@@ -55,11 +55,17 @@ class parquet_source:
     seed : int, Generator or SeedSequence, optional
         Seed for the order of the row groups. Epoch k of a source with the same seed and files
         always has the same order.
+    missing : {"raise", "drop"}, default "raise"
+        What to do with rows that hold a null, a NaN or an infinite value in one of the columns:
+        an error, or leave them out. To leave them out, all rows are read once at construction,
+        so that ``n_rows`` is the number of rows that are streamed.
 
     Attributes
     ----------
     n_rows : int
-        Rows in an epoch, from the files' metadata.
+        Rows in an epoch, from the files' metadata, without the dropped ones.
+    n_dropped : int
+        Rows left out by ``missing="drop"``.
     columns : tuple of str
         The columns in the order in which they are read.
     files : tuple of Path
@@ -73,9 +79,12 @@ class parquet_source:
         If there is no file at ``path``.
     ValueError
         If a column is missing in a file, if the files hold no row, or if a file is not Parquet;
-        while reading, if a column holds a null. The message names file, row group and column.
+        while reading, if a column holds a null, a NaN or an infinite value. The message names
+        file, row group and column.
     TypeError
         If a column is not numeric.
+    RuntimeError
+        While reading, if files were added, removed or changed since construction.
 
     Examples
     --------
@@ -98,15 +107,22 @@ class parquet_source:
         columns: Sequence[str] | None = None,
         shuffle_row_groups: bool = False,
         seed: int | np.random.Generator | np.random.SeedSequence | None = None,
+        missing: str = "raise",
     ):
         pq = _pyarrow_parquet()
+        if missing not in ("raise", "drop"):
+            raise ValueError(f'missing must be "raise" or "drop", got {missing!r}.')
         if isinstance(columns, str):
             raise TypeError(f"columns must be a sequence of names, e.g. [{columns!r}].")
         if columns is not None and len(set(columns)) < len(columns):
             raise ValueError(f"columns names a column twice: {list(columns)}.")
         if columns is not None and len(columns) == 0:
             raise ValueError("columns is empty: name at least one column.")
-        self.files = tuple(_find_files(path))
+        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+        # Absolute: a later chdir must not lose them.
+        self._paths = [Path(item).expanduser().absolute() for item in paths]
+        self.files = tuple(_find_files(self._paths))
+        self._stamps = [_stamp(file) for file in self.files]
         self.shuffle_row_groups = bool(shuffle_row_groups)
         self._rng = np.random.default_rng(seed)
         # Row groups as (file number, row group number).
@@ -137,8 +153,22 @@ class parquet_source:
         self._dtypes = {
             name: np.result_type(*(row[j] for row in types)) for j, name in enumerate(self.columns)
         }
+        self._drop = missing == "drop"
+        self.n_dropped = 0
+        if self._drop:
+            kept = sum(len(block[self.columns[0]]) for block in self._epoch(self._row_groups))
+            if kept == 0:
+                raise ValueError(f"every row at {path} has a missing value in {self.columns}.")
+            self.n_rows, self.n_dropped = kept, self.n_rows - kept
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        changed = set(self.files) ^ set(_find_files(self._paths))
+        if changed:
+            raise RuntimeError(
+                f"{', '.join(map(str, sorted(changed)))}: added or removed since the source was "
+                f"made, so that its {self.n_rows} rows are not the data any more. Make a new "
+                "source (and a new model: N has changed)."
+            )
         order = self._row_groups
         if self.shuffle_row_groups:
             rng = self._rng.spawn(1)[0]
@@ -155,26 +185,52 @@ class parquet_source:
                     if reader is None or opened != i:
                         if reader is not None:
                             reader.close()
+                        self._check_unchanged(i)
                         opened, reader = i, pq.ParquetFile(self.files[i])
                     batches = reader.iter_batches(
                         READ_ROWS, row_groups=[group], columns=list(self.columns)
                     )
                     for batch in batches:
-                        yield self._block(batch, where)
+                        block = self._block(batch, where)
+                        if len(block[self.columns[0]]):
+                            yield block
                 except OSError as error:
                     raise OSError(f"{where}: could not be read: {error}") from error
         finally:
             if reader is not None:
                 reader.close()
 
+    def _check_unchanged(self, i: int) -> None:
+        if _stamp(self.files[i]) != self._stamps[i]:
+            raise RuntimeError(
+                f"{self.files[i]}: changed since the source was made, so that its rows are not "
+                f"those that n_rows={self.n_rows} counts. Make a new source."
+            )
+
     def _block(self, batch: Any, where: str) -> dict[str, np.ndarray]:
         block = {}
+        keep = np.ones(batch.num_rows, dtype=bool)
+        for name in self.columns:
+            column = batch.column(name)
+            if self._drop and column.null_count:
+                keep &= column.is_valid().to_numpy(zero_copy_only=False)
+                column = column.fill_null(False if column.type == "bool" else 0)
+            values = arrow_to_numpy(column, f"{where}, column {name!r}")
+            if self._drop and values.dtype.kind == "f":
+                keep &= np.isfinite(values)
+            block[name] = values
         for name, dtype in self._dtypes.items():
             what = f"{where}, column {name!r}"
-            values = arrow_to_numpy(batch.column(name), what)
+            values = block[name] if keep.all() else block[name][keep]
+            check_finite(values, what)
             check_exact(values, dtype, what)
             block[name] = values.astype(dtype, copy=False)
         return block
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _pyarrow_parquet() -> Any:
@@ -187,13 +243,10 @@ def _pyarrow_parquet() -> Any:
     return pyarrow.parquet
 
 
-def _find_files(path: Any) -> list[Path]:
-    if isinstance(path, str | os.PathLike):
-        files = _expand(path)
-    else:
-        files = [file for item in path for file in _expand(item)]
-        if not files:
-            raise FileNotFoundError("the list of Parquet files is empty.")
+def _find_files(paths: list[Path]) -> list[Path]:
+    files = [file for path in paths for file in _expand(path)]
+    if not files:
+        raise FileNotFoundError("the list of Parquet files is empty.")
     places = Counter(file.resolve() for file in files)
     twice = sorted(str(file) for file, count in places.items() if count > 1)
     if twice:
@@ -201,9 +254,8 @@ def _find_files(path: Any) -> list[Path]:
     return files
 
 
-def _expand(path: str | os.PathLike) -> list[Path]:
+def _expand(place: Path) -> list[Path]:
     """List the files that one path stands for."""
-    place = Path(path).expanduser()
     if place.is_dir():
         files = sorted(
             file

@@ -114,7 +114,8 @@ class StreamingDataset:
     TypeError, ValueError
         At construction, if a size is not a positive integer, if the source is empty or is no
         source, if a block is not numeric or does not fit ``sample_shape``; while streaming, if a
-        block differs in form from the first one or holds an integer that the buffer cannot.
+        block differs in form from the first one, holds a null, NaN or infinite value, or an integer
+        that the buffer cannot hold.
 
     Warns
     -----

@@ -151,6 +151,76 @@ def test_nulls_name_file_row_group_and_column(tmp_path, dtype):
         next(source)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_name_file_row_group_and_column(tmp_path, value):
+    """S5."""
+    write(tmp_path / "a.parquet", {"x": [1.0, 2.0, value]}, row_group_size=2)
+    source = iter(parquet_source(tmp_path))
+    next(source)
+    with pytest.raises(
+        ValueError, match=r"a\.parquet, row group 1, column 'x': 1 NaN or inf.*drop"
+    ):
+        next(source)
+
+
+def test_missing_rows_are_dropped_counted_and_taken_off_n(tmp_path):
+    """S5."""
+    table = {
+        "x": pa.array([0.0, None, 2.0, np.nan, np.inf, 5.0]),
+        "n": pa.array([0, 1, None, 3, 4, 5]),
+        "flag": pa.array([True, True, True, True, True, None]),
+        "unused": pa.array([None] * 6, pa.int64()),
+    }
+    write(tmp_path / "a.parquet", table, row_group_size=2)
+    source = parquet_source(tmp_path, columns=["x", "n"], missing="drop")
+    assert (source.n_rows, source.n_dropped) == (2, 4)
+    for _ in range(2):
+        assert rows_of(source, "n") == rows_of(source, "x") == [0, 5]
+    assert next(iter(source))["n"].dtype == "int64"
+    source = parquet_source(tmp_path, columns=["n", "x", "flag"], missing="drop")
+    assert (source.n_rows, rows_of(source, "flag")) == (1, [True])
+    with pytest.raises(ValueError, match=r"every row at .* has a missing value in .*unused"):
+        parquet_source(tmp_path, columns=["unused"], missing="drop")
+    with pytest.raises(ValueError, match='missing must be "raise" or "drop", got \'fill\''):
+        parquet_source(tmp_path, columns=["x"], missing="fill")
+
+
+def test_missing_rows_of_a_file_without_any(folder):
+    source = parquet_source(folder, missing="drop")
+    assert (source.n_rows, source.n_dropped) == (75, 0)
+    assert rows_of(source) == list(range(75))
+
+
+def test_a_file_that_changes_is_named(folder):
+    """S10."""
+    source = parquet_source(folder)
+    epoch = iter(source)
+    next(epoch)
+    write(folder / "part-1.parquet", {"row": np.arange(30), "x": np.zeros(30)})
+    with pytest.raises(RuntimeError, match=r"part-1\.parquet: changed since the source was made"):
+        list(epoch)
+
+
+@pytest.mark.parametrize("change", ["added", "removed"])
+def test_a_file_that_is_added_or_removed_is_named(folder, change):
+    """S10."""
+    source = parquet_source(folder)
+    list(source)
+    if change == "added":
+        write(folder / "part-9.parquet", {"row": [1], "x": [1.0]})
+    else:
+        (folder / "part-1.parquet").unlink()
+    with pytest.raises(RuntimeError, match=r"part-[19]\.parquet: added or removed since"):
+        list(source)
+
+
+def test_a_relative_path_outlives_a_change_of_directory(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    source = parquet_source(folder.name)
+    monkeypatch.chdir("/")
+    assert len(rows_of(source)) == 75
+
+
 def test_bad_paths(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link.parquet").symlink_to(tmp_path / "none.parquet")

@@ -218,6 +218,24 @@ def test_dtype():
             StreamingDataset(np.arange(4), batch_size=2, dtype=dtype)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite(value):
+    """S5: for any source, after preprocess_fn, which may fill them."""
+    source = {"n": np.arange(4), "x": np.array([0.0, 1.0, 2.0, value])}
+    ds = StreamingDataset(source, batch_size=2)
+    ds.advance()
+    with pytest.raises(ValueError, match="column 'x': 1 NaN or infinite"):
+        ds.advance()
+    with pytest.raises(ValueError, match="array 1: 1 NaN or infinite"):
+        StreamingDataset((source["n"], source["x"]), batch_size=4)
+    ds = StreamingDataset(
+        source,
+        batch_size=4,
+        preprocess_fn=lambda block: block | {"x": np.nan_to_num(block["x"], posinf=0)},
+    )
+    assert next(ds)[:, 1].tolist() == [0, 1, 2, 0]
+
+
 def test_preprocess_fn():
     ds = StreamingDataset(
         {"x": np.array([1.0, 2.0])},
