@@ -169,6 +169,14 @@ def commit_tree(tree: str, message: str) -> str:
     return git("commit-tree", tree, "-m", message).strip()
 
 
+def record(pristine: str, laid_out: str) -> None:
+    """Set the two refs, to a commit of upstream's files and to the tree with the patches."""
+    git("update-ref", "refs/heads/pristine", pristine)
+    git(
+        "update-ref", "refs/heads/laid-out", commit_tree(laid_out, "pristine with patches/ applied")
+    )
+
+
 def fetch_pristine() -> str:
     """Return the commit of upstream's files as they are pinned, fetched if they are not known."""
     if not (STATE / "HEAD").exists():
@@ -230,7 +238,9 @@ def layout() -> None:
     pristine = fetch_pristine()
     target = patched_tree(pristine)
     edited = edited_since(target)
-    if has_ref("laid-out"):
+    if not has_ref("laid-out"):
+        record(pristine, target)  # so that an edit found here can be kept with refresh
+    else:
         # What stands as it was last written may be overwritten; all else is somebody's work.
         edited -= files_of("laid-out") - edited_since("laid-out")
     if edited:
@@ -240,8 +250,7 @@ def layout() -> None:
             "it by deleting the file and laying out again."
         )
     git("read-tree", "--reset", "-u", target)
-    git("update-ref", "refs/heads/pristine", pristine)
-    git("update-ref", "refs/heads/laid-out", commit_tree(target, "pristine with patches/ applied"))
+    record(pristine, target)
     version = pyproject()["project"]["version"]
     (ROOT / VERSION_FILE).write_text(
         "# Written by scripts/fork.py: the fork's version, from pyproject.toml.\n"
@@ -291,8 +300,7 @@ def refresh() -> None:
         aside.replace(path)
     for path in set(patch_files()) - patches.keys():
         path.unlink()
-    tree = patched_tree("pristine")
-    git("update-ref", "refs/heads/laid-out", commit_tree(tree, "pristine with patches/ applied"))
+    record("pristine", patched_tree("pristine"))
 
 
 def check() -> None:

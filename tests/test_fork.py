@@ -233,6 +233,17 @@ def test_a_lock_that_an_interrupted_run_left(fork, checkout):
     ok(fork("layout"))
 
 
+def test_an_edit_can_be_kept_after_the_state_is_deleted(fork, checkout):
+    ok(fork("layout"))
+    path = checkout / "pymc" / "math.py"
+    path.write_text(path.read_text() + "\nEDITED = True\n")
+    shutil.rmtree(checkout / ".upstream")
+    assert "pymc/math.py: edited in place" in fails(fork("layout"))
+    ok(fork("refresh"))
+    ok(fork("layout"))
+    assert "EDITED = True" in path.read_text()
+
+
 def test_a_patch_that_does_not_apply_says_what_to_do(fork, checkout, upstream):
     path = upstream / DATA
     path.write_text(path.read_text().replace("batch_size must be an integer", "no"))

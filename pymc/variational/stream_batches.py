@@ -114,6 +114,13 @@ class Batches:
                 f"dtype must be a numeric type, or one for each of the {len(self.row_shapes)} "
                 f"arrays in a block; got {dtype!r}."
             )
+        # Per array or, where they have names, per column: what messages call it, and its kind.
+        self._labels = [self.format.label(i) for i in range(len(self.format.dtypes))]
+        self._kinds = [dtype.kind for dtype in self.format.dtypes]
+        if self.columns is not None:
+            self._labels = [f"column {name!r}" for name in self.columns]
+            if not self.format.names:
+                self._kinds *= len(self.columns)
         # The epoch that the first block opened goes on with the first batch.
         self._opened: Iterator[Block] | None = chain([first], epoch)
 
@@ -173,18 +180,14 @@ class Batches:
     def _copy(self, parts: list[np.ndarray], batch: list[np.ndarray], start: int) -> None:
         rows = slice(start, start + len(parts[0]))
         targets = [values[rows] for values in batch]
-        labels = [self.format.label(i) for i in range(len(parts))]
         if self.columns is not None:
             targets = list(targets[0].T)
-            labels = [f"column {name!r}" for name in self.columns]
-            kinds = [dtype.kind for dtype in self.format.dtypes]
             if not self.format.names:
-                parts, kinds = list(parts[0].T), kinds * len(labels)
-            for part, label, kind in zip(parts, labels, kinds):
-                # ds["column"] is of the kind that the first block had, whatever the buffer's.
-                if kind != "f":
-                    check_exact(part, np.dtype("bool" if kind == "b" else "int64"), label)
-        for part, target, label in zip(parts, targets, labels):
+                parts = list(parts[0].T)
+        for part, target, label, kind in zip(parts, targets, self._labels, self._kinds):
             check_finite(part, label)
+            if self.columns is not None and kind != "f":
+                # ds["column"] is of the kind that the first block had, whatever the buffer's.
+                check_exact(part, np.dtype("bool" if kind == "b" else "int64"), label)
             check_exact(part, target.dtype, label)
             target[...] = part

@@ -74,6 +74,7 @@ def check_streams(model: Any) -> None:
     UserWarning
         If ``total_size`` is not the number of rows of the stream.
     """
+    claims: dict[StreamingDataset, dict[str, float]] = {}
     for rv in model.observed_RVs:
         value = model.rvs_to_values[rv]
         behind = list(ancestors([rv, value]))
@@ -97,12 +98,12 @@ def check_streams(model: Any) -> None:
                     "tell it."
                 )
             )
-        stream._scaled = True
+        claim = claims.setdefault(stream, {})
         [scale] = constant_fold([get_scaling(total_sizes, value.shape)], raise_not_constant=False)
         if not isinstance(scale, Variable):
-            stream._claim_total_size(
-                float(scale) * stream.batch_size, f"observed variable `{rv.name}`"
-            )
+            claim[f"observed variable `{rv.name}`"] = float(scale) * stream.batch_size
+    for stream, claim in claims.items():
+        stream._claim_total_sizes(claim)
 
 
 def _check_rows_match(
@@ -190,8 +191,8 @@ def is_streamed(value: Variable | None) -> bool:
     return value is not None and bool(_streams_behind(list(ancestors([value]))))
 
 
-def streams_of(step_function: Any) -> list[StreamingDataset]:
-    """List the streams that a compiled step function reads.
+def streams_of(step_function: Any, model: Any) -> list[StreamingDataset]:
+    """List the streams that a compiled step function of a model reads.
 
     Warns
     -----
@@ -199,8 +200,12 @@ def streams_of(step_function: Any) -> list[StreamingDataset]:
         If a stream is not behind an observed variable, whose ``total_size`` would scale it.
     """
     streams = _streams_behind(step_function.get_shared())
+    if not streams:
+        return []
+    values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
+    scaled = _streams_behind(list(ancestors([*model.observed_RVs, *values])))
     for stream in streams:
-        if not stream._scaled:
+        if stream not in scaled:
             warnings.warn(
                 f"stream {stream.name!r} enters the model other than through an observed variable "
                 "(a Potential, say), so that total_size does not scale its log-likelihood: "

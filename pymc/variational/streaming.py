@@ -220,14 +220,11 @@ class StreamingDataset:
         self._closed = False
         # N as far as it is known, and what is passed as N, by whom.
         self._n_rows = blocks.n_rows
-        self._total_sizes: dict[str, float] = {}
         self._given: int | None = None
         if total_size is not None and total_size != "auto":
             self._given = positive_int(total_size, "total_size")
-            self._claim_total_size(self._given, "the StreamingDataset")
+        self._claim_total_sizes({})
         self._learn_n_rows()
-        # Whether pm.fit has found an observed variable that scales the likelihood of the stream.
-        self._scaled = False
 
     @property
     def total_size(self) -> int | None:
@@ -368,13 +365,15 @@ class StreamingDataset:
         self._fresh, self._in_fit = False, True
         self._fit_steps = (step + 1, n_steps)
 
-    def _claim_total_size(self, total_size: float, who: str) -> None:
-        """Remember what is passed as N, to hold it against N as soon as that is known."""
-        self._total_sizes[who] = total_size
-        self._check_total_sizes({who: total_size})
+    def _claim_total_sizes(self, total_sizes: dict[str, float]) -> None:
+        """Remember what a fit passes as N, to hold it against N as soon as that is known."""
+        if self._given is not None:
+            total_sizes = {"the StreamingDataset": self._given} | total_sizes
+        self._total_sizes = total_sizes
+        self._check_total_sizes()
 
-    def _check_total_sizes(self, total_sizes: dict[str, float]) -> None:
-        for who, total_size in total_sizes.items():
+    def _check_total_sizes(self) -> None:
+        for who, total_size in self._total_sizes.items():
             # The scale of a likelihood has the precision of floatX.
             if self._n_rows is not None and abs(total_size / self._n_rows - 1) > 1e-6:
                 warnings.warn(
@@ -398,7 +397,7 @@ class StreamingDataset:
                 stacklevel=3,
             )
         self._n_rows = counted
-        self._check_total_sizes(self._total_sizes)
+        self._check_total_sizes()
 
 
 def _as_tuples(shape: Any) -> Any:

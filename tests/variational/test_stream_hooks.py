@@ -291,6 +291,28 @@ def test_total_size_counts_rows_whatever_the_shape(reshape, total_size, counts):
     assert all(f"total_size={counts} (observed variable `y`)" in message for message in said)
 
 
+def test_a_mended_total_size_is_not_said_again():
+    """S4: what the last model passed does not outlive it."""
+    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
+    with pm.Model():
+        pm.Normal("wrong", pm.Normal("mu"), 1, observed=ds.as_tensor(), total_size=30)
+        pm.fit(1, **fit_kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with model_of(ds, total_size=20):
+            pm.fit(4, **fit_kwargs)
+
+
+def test_a_stream_that_another_model_scales_is_still_said():
+    ds = numbered()
+    with model_of(ds):
+        pm.fit(1, **fit_kwargs)
+    with pm.Model():
+        pm.Potential("p", -pt.sqr(ds.as_tensor() - pm.Normal("mu")).sum())
+        with pytest.warns(UserWarning, match="'stream' enters the model other than"):
+            pm.fit(1, **fit_kwargs)
+
+
 def test_right_total_size_is_silent(fail_on_warning):
     ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
     for total_size in (20, np.int64(20), [20]):
