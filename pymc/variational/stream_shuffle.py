@@ -71,8 +71,8 @@ class shuffle_buffer:
     the prototype that this module continues, the largest difference of a posterior mean was 1.65;
     0.045 at 1 million rows, which fit into the buffer. Reading row groups in random order
     (``parquet_source(..., shuffle_row_groups=True)``) removes almost all of it where the buffer
-    holds many row groups: in the same kind of model, on 20 million rows, 0.82 became 0.025, with
-    0.015 between two fits on independent draws.
+    holds many row groups and the fit covers several epochs: on a synthetic table of 20 million
+    rows, 0.82 became 0.025, with 0.015 between two fits on independent draws.
 
     Examples
     --------
