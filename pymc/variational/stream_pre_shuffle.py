@@ -1,0 +1,471 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""A full shuffle on disk: the rows of a source in a uniformly random order, in bounded memory."""
+
+import errno
+import json
+import os
+import re
+import shutil
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rich.progress import Progress
+
+from pymc.variational.stream_prefetch import Prefetch
+from pymc.variational.stream_sources import READ_ROWS, parquet_source, stamp_of
+from pymc.variational.stream_tables import (
+    BlockTables,
+    Contents,
+    FileTables,
+    numeric_columns,
+    tables_of,
+)
+
+__all__ = ["pre_shuffle"]
+
+MANIFEST = "_manifest.json"
+# The layout of the result: what `python -m benchmarks.layout` found to be read fastest.
+ROW_GROUP_ROWS = READ_ROWS
+ROW_GROUPS_IN_FILE = 64
+COMPRESSION = "lz4"
+# Each bucket is an open file in the first pass, and macOS allows 256 in all. One that turns out
+# too large is split again.
+MAX_BUCKETS = 128
+# Parts of the rows that the memory limit stands for: held at a time are parts in their old and in
+# their new order, and what readers, writers and the allocator keep (`python -m benchmarks.layout`).
+PARTS_IN_LIMIT = 20
+# Tables of up to READ_ROWS rows that a thread keeps ready.
+TABLES_AHEAD = 4
+# Arrow's strings have offsets of 32 bits, and a bucket may be twice as large as a part.
+MAX_PART_BYTES = 2**29
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def pre_shuffle(
+    source: Any,
+    destination: str | os.PathLike,
+    *,
+    seed: int | None = None,
+    memory_limit: int | str = "256MB",
+    progressbar: bool = True,
+) -> parquet_source:
+    """Write the rows of a source to disk in a uniformly random order.
+
+    A first pass scatters the rows over buckets on disk at random, a second one shuffles each
+    bucket in memory and writes Parquet files. A third one reads these, and compares number and
+    checksums of the rows with the source's.
+
+    ``destination`` appears when all is done. A run that is killed leaves a folder
+    ``<destination>.partial``, which the next call clears away. A call for a source and seed whose
+    finished result is there already returns at once.
+
+    Parameters
+    ----------
+    source : str, Path, sequence of these, or source
+        Parquet files, named as for :class:`parquet_source`: all columns are kept, whatever their
+        type; only the categories of a column lose their order. Or a source of tables or arrays
+        that :class:`StreamingDataset` takes: what it gives is kept, in the types that Parquet
+        knows. Columns of arrays are named by its ``columns``, or "0", "1", ...
+    destination : str or Path
+        Folder for the result, outside the folder of the source.
+    seed : int, optional
+        Seed. The order of the rows depends on the source, the seed and ``memory_limit``.
+    memory_limit : int or str, default "256MB"
+        Memory for rows: bytes, or a number with a unit (kB, MB, GB, KiB, MiB, GiB); at least
+        16 MB.
+    progressbar : bool, default True
+        Whether to show progress.
+
+    Returns
+    -------
+    parquet_source
+        A source over the result, whose row groups come in a new random order each epoch. Its
+        columns are those of numbers and booleans.
+
+    Raises
+    ------
+    ImportError
+        If pyarrow is not installed.
+    FileExistsError
+        If ``destination`` exists and is not the finished result for this source and seed, or
+        ``<destination>.partial`` holds other files.
+    OSError
+        If there is no such file, or the disk has no room for the rows, uncompressed.
+    TypeError, ValueError
+        If an argument has no meaning, a block is no table, a type is unknown to Parquet, or the
+        source has no rows or no column of numbers.
+    RuntimeError
+        If a file changes meanwhile, another call is writing to ``destination``, or the rows that
+        were written are not those of the source.
+
+    Notes
+    -----
+    Each row draws a bucket, and each bucket is put into a uniformly random order. That is a sort
+    by random keys with the leading digit first, so each of the N! orders has the same probability
+    [1]_ [2]_.
+
+    ``_manifest.json`` in the result records source, seed, the files and their sizes, the number of
+    rows, and checksums that do not depend on the order: sums, modulo 2**64, of a hash of each
+    value in a column, and of each whole row. Whether a source that is not files has changed since
+    is found by reading it and comparing these.
+
+    References
+    ----------
+    .. [1] Rao, C. R. (1961). Generation of random permutations of given number of elements using
+       random sampling numbers. Sankhya A, 23, 305-307.
+    .. [2] Sanders, P. (1998). Random permutations on distributed, external and hierarchical
+       memory. Information Processing Letters, 67, 305-309.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from pymc.variational.streaming import pre_shuffle
+    >>> rows = {"time": np.arange(1000), "x": np.linspace(0, 1, 1000)}
+    >>> folder = f"{tempfile.mkdtemp()}/shuffled"
+    >>> shuffled = pre_shuffle(rows, folder, seed=1, progressbar=False)
+    >>> shuffled.n_rows, shuffled.columns
+    (1000, ('time', 'x'))
+    """
+    if seed is not None and (isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0):
+        raise ValueError(f"seed must be an integer from 0 on, or None; got {seed!r}.")
+    seed = None if seed is None else int(seed)
+    limit = _bytes_of(memory_limit)
+    place = Path(destination).expanduser().absolute()
+    partial = Path(f"{place}.partial")
+    rows = tables_of(source)
+    for path in rows.paths:
+        if place.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"destination {place} lies in the source, {path}.")
+    for file in rows.files:
+        if any(file.resolve().is_relative_to(folder.resolve()) for folder in (place, partial)):
+            raise ValueError(f"destination {place} or {partial.name} holds {file}, of the source.")
+    if os.path.lexists(place):
+        _check_finished(place, rows, seed)
+    else:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            _partial_folder(partial),
+            Progress(disable=not progressbar) as progress,
+            ExitStack() as threads,
+        ):
+            _write(rows, seed, partial, limit, progress, threads)
+            os.rename(partial, place)
+    columns = numeric_columns(FileTables([place]).schema)
+    return parquet_source(place, columns=columns, shuffle_row_groups=True, seed=seed)
+
+
+def _write(
+    rows: FileTables | BlockTables,
+    seed: int | None,
+    folder: Path,
+    limit: int,
+    progress: Progress,
+    threads: ExitStack,
+) -> None:
+    """Write the shuffled rows and the manifest into an empty folder."""
+    rng = np.random.default_rng(seed)
+    part_bytes = min(limit // PARTS_IN_LIMIT, MAX_PART_BYTES)
+    # Files are read beside the work on them; a source of another kind in the caller's thread.
+    tables = iter(rows)
+    parts = _parts(_ahead(tables, threads) if rows.files else tables, part_bytes)
+    first = next(parts, None)
+    if first is None:
+        raise ValueError("the source has no rows.")
+    if not numeric_columns(rows.schema):
+        raise TypeError(f"no column of numbers to stream: {rows.schema.names}.")
+    row_bytes = max(1.0, first.nbytes / first.num_rows)
+    n_buckets = MAX_BUCKETS
+    if rows.n_rows is not None:
+        _check_disk(folder, int(rows.n_rows * row_bytes) + part_bytes)
+        n_buckets = min(MAX_BUCKETS, 1 + int(1.1 * rows.n_rows * row_bytes / part_bytes))
+
+    task = progress.add_task("Scattering rows", total=rows.n_rows)
+    contents = Contents()
+
+    def counted() -> Iterator[Any]:
+        for part in parts:
+            contents.add(part)
+            yield part
+            progress.advance(task, part.num_rows)
+
+    parts = chain([first], parts)
+    del first
+    buckets = _scatter(counted(), folder / "buckets", n_buckets, rng)
+    for file, stamp in zip(rows.files, rows.stamps):
+        if stamp_of(file) != stamp:
+            raise RuntimeError(f"{file}: changed while it was read.")
+    progress.update(task, total=contents.n_rows)
+    task = progress.add_task("Shuffling buckets", total=contents.n_rows)
+    group_rows = min(ROW_GROUP_ROWS, 1 + int(part_bytes / row_bytes))
+    row_groups = _row_groups(_shuffled(buckets, part_bytes, rng), group_rows)
+    files = _write_files(
+        _ahead(row_groups, threads),
+        folder,
+        rows.schema,
+        lambda n_rows: progress.advance(task, n_rows),
+    )
+    (folder / "buckets").rmdir()
+    task = progress.add_task("Checking rows", total=contents.n_rows)
+    written = Contents()
+    for table in _ahead(iter(FileTables(files)), threads):
+        written.add(table)
+        progress.advance(task, table.num_rows)
+    if written != contents:
+        raise RuntimeError(
+            f"the rows that were written are not those of the source: {written} instead of "
+            f"{contents}. Nothing is kept."
+        )
+    sizes = {file.name: file.stat().st_size for file in files}
+    manifest = {"source": rows.identity, "seed": seed, "files": sizes, **asdict(contents)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _ahead(tables: Generator, threads: ExitStack) -> Prefetch:
+    """Let a thread read tables ahead."""
+    return threads.enter_context(closing(Prefetch(tables, TABLES_AHEAD)))
+
+
+def _check_finished(place: Path, rows: FileTables | BlockTables, seed: int | None) -> None:
+    """Raise unless ``place`` is the finished result for these rows and this seed."""
+    remedy = "Choose another destination, or remove this one."
+    try:
+        manifest = json.loads((place / MANIFEST).read_text())
+        files = set(manifest["files"].items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise FileExistsError(f"{place} exists, and pre_shuffle did not write it. {remedy}")
+    found = {(str(f.relative_to(place)), f.stat().st_size) for f in place.rglob("*.parquet")}
+    if found != files:
+        changed = sorted({name for name, _ in found ^ files})
+        raise FileExistsError(f"{place}: {', '.join(changed)} changed since. {remedy}")
+    if manifest.get("seed") != seed:
+        raise FileExistsError(
+            f"{place} was shuffled with the seed {manifest.get('seed')}, not {seed}. {remedy}"
+        )
+    if manifest.get("source") != rows.identity:
+        raise FileExistsError(
+            f"{place} is a shuffle of another source, or the files of this one changed since. "
+            f"{remedy}"
+        )
+    if rows.identity is None:
+        contents = Contents()
+        for table in rows:
+            contents.add(table)
+        for name, value in asdict(contents).items():
+            if manifest.get(name) != value:
+                raise FileExistsError(
+                    f"{place} is a shuffle of other rows ({name}: {manifest.get(name)}, now "
+                    f"{value}). {remedy}"
+                )
+
+
+@contextmanager
+def _partial_folder(folder: Path) -> Iterator[None]:
+    """Make an empty folder that no other call uses, and remove it if something goes wrong."""
+    lock = _lock(folder)
+    try:
+        _remove_contents(folder)
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Make a folder and lock it, until the descriptor is closed or the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, which removes no file that another process has open
+        folder.mkdir(exist_ok=True)
+        return None
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise RuntimeError(f"another pre_shuffle is writing to {folder}.") from None
+        except OSError:  # a file system that cannot lock a folder, as NFS
+            return lock
+        # Its last owner may have renamed or removed it after it was opened here.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), os.stat(folder)):
+                return lock
+        os.close(lock)
+
+
+def _remove_contents(folder: Path) -> None:
+    """Remove what a call that was killed has left, and nothing else."""
+    for item in folder.iterdir():
+        if not re.fullmatch(rf"buckets|part-\d+\.parquet|{MANIFEST}", item.name):
+            raise FileExistsError(f"{item}: pre_shuffle did not write it. Remove {folder}.")
+    for item in folder.iterdir():
+        if item.is_dir():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+
+
+def _bytes_of(limit: int | str) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(limit))
+    unit = match and UNITS.get((match[2] or "B").upper())
+    if not match or not unit or isinstance(limit, bool):
+        raise ValueError(f'memory_limit must be bytes or, say, "256MB"; got {limit!r}.')
+    n_bytes = int(float(match[1]) * unit)
+    if n_bytes < 16 * 10**6:
+        raise ValueError(f"memory_limit must be at least 16 MB, got {limit!r}.")
+    return n_bytes
+
+
+def _check_disk(folder: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"pre_shuffle needs {n_bytes / 1e9:.1f} GB beside {folder}, where {free / 1e9:.1f} GB "
+            "are free. Nothing was written",
+        )
+
+
+def _parts(tables: Iterable[Any], part_bytes: int) -> Iterator[Any]:
+    """Join and cut tables into parts of about ``part_bytes`` in memory."""
+    import pyarrow as pa
+
+    held: list[Any] = []
+    n_bytes = 0
+    for table in tables:
+        step = max(1, part_bytes * table.num_rows // max(1, table.nbytes))
+        for start in range(0, table.num_rows, step):
+            piece = table.slice(start, step)
+            if held and n_bytes + piece.nbytes > part_bytes:
+                yield pa.concat_tables(held)
+                held, n_bytes = [], 0
+            held.append(piece)
+            n_bytes += piece.nbytes
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _scatter(
+    parts: Iterable[Any], folder: Path, n_buckets: int, rng: np.random.Generator
+) -> list[Path]:
+    """Write each row to a bucket of its own drawing."""
+    import pyarrow as pa
+
+    folder.mkdir()
+    paths = [folder / f"{i:03d}.arrow" for i in range(n_buckets)]
+    writers: list[Any] = []
+    with ExitStack() as opened:
+        for part in parts:
+            if not writers:
+                files = [opened.enter_context(pa.OSFile(str(path), "wb")) for path in paths]
+                writers = [
+                    opened.enter_context(pa.ipc.new_stream(file, part.schema)) for file in files
+                ]
+            bucket = rng.integers(n_buckets, size=part.num_rows, dtype=np.uint16)
+            scattered = part.take(pa.array(np.argsort(bucket, kind="stable")))
+            start = 0
+            for writer, n_rows in zip(writers, np.bincount(bucket, minlength=n_buckets).tolist()):
+                if n_rows:
+                    writer.write_table(scattered.slice(start, n_rows))
+                start += n_rows
+    return paths
+
+
+def _shuffled(
+    buckets: list[Path], part_bytes: int, rng: np.random.Generator, depth: int = 1
+) -> Iterator[Any]:
+    """Give the rows of each bucket in random order, and remove the bucket."""
+    import pyarrow as pa
+
+    for path in buckets:
+        n_bytes = path.stat().st_size
+        with pa.OSFile(str(path)) as file:
+            table = pa.ipc.open_stream(file)
+            if n_bytes > 2 * part_bytes and depth < 4:  # else a few huge rows
+                n_buckets = min(MAX_BUCKETS, 1 + n_bytes // part_bytes)
+                pieces = (pa.Table.from_batches([batch]) for batch in table)
+                parts = _parts(pieces, part_bytes)
+                split = _scatter(parts, path.with_suffix(""), n_buckets, rng)
+            else:
+                table, split = table.read_all(), []
+        path.unlink()
+        if split:
+            yield from _shuffled(split, part_bytes, rng, depth + 1)
+            path.with_suffix("").rmdir()
+        elif table.num_rows:
+            yield table.take(pa.array(rng.permutation(table.num_rows)))
+
+
+def _write_files(
+    tables: Iterable[Any],
+    folder: Path,
+    schema: Any,
+    advance: Callable[[int], None],
+) -> list[Path]:
+    """Write Parquet files, a row group for each table."""
+    import pyarrow.parquet as pq
+    import pyarrow.types as pt
+
+    # A dictionary of floats that hardly repeat costs the reader a look-up for nothing.
+    repeating = [column.name for column in schema if not pt.is_floating(column.type)]
+    files: list[Path] = []
+    with ExitStack() as opened:
+        for i, group in enumerate(tables):
+            if i % ROW_GROUPS_IN_FILE == 0:
+                opened.close()
+                files.append(folder / f"part-{len(files):05d}.parquet")
+                writer = opened.enter_context(
+                    pq.ParquetWriter(
+                        files[-1], schema, compression=COMPRESSION, use_dictionary=repeating
+                    )
+                )
+            writer.write_table(group.cast(schema), row_group_size=group.num_rows)
+            advance(group.num_rows)
+    return files
+
+
+def _row_groups(tables: Iterable[Any], n_rows: int) -> Generator[Any, None, None]:
+    """Join and cut tables into tables of ``n_rows`` rows; the last one may be shorter."""
+    import pyarrow as pa
+
+    held: list[Any] = []
+    n_held = 0
+    for table in tables:
+        held.append(table)
+        n_held += table.num_rows
+        if n_held >= n_rows:
+            joined = pa.concat_tables(held)
+            whole = n_held - n_held % n_rows
+            for start in range(0, whole, n_rows):
+                yield joined.slice(start, n_rows)
+            held, n_held = [joined.slice(whole)], n_held - whole
+    if n_held:
+        yield pa.concat_tables(held)
