@@ -30,13 +30,15 @@ from pymc.variational.stream_blocks import (
     to_block,
 )
 
+# Rows that are cut into batches at a time.
+ROWS_AT_ONCE = 65_536
+
 
 class Batches:
     """Cut and join the blocks of a source into batches of exactly ``batch_size`` rows.
 
     A batch is a list of arrays: one of shape ``(batch_size, *row_shape)``, one per array where
-    blocks are tuples. Columns become one matrix. Each batch has arrays of its own, so that it may
-    be kept. Rows left over at the end of an epoch open the first batch of the next one.
+    blocks are tuples. Columns become one matrix. No batch is written over, so that it may be kept. Rows left over at the end of an epoch open the first batch of the next one.
 
     The first block is read at construction and fixes names, order, types and shapes.
 
@@ -57,6 +59,8 @@ class Batches:
     ----------
     columns : tuple of str or None
         Names of the columns.
+    column_names : list of str
+        What messages call each number in a row.
     row_shapes : list of tuple of int
         Row shape of each array in a batch.
     is_tuple : bool
@@ -96,6 +100,7 @@ class Batches:
         self.is_tuple = self.format.kind is tuple
         self.columns = self.format.names or None
         self.row_shapes = list(self.format.shapes)
+        self.column_names = self.format.column_names(names)
         if self.columns is not None:
             self.row_shapes = [(len(self.columns),)]
         elif names is not None and not self.is_tuple:
@@ -121,6 +126,7 @@ class Batches:
             self._labels = [f"column {name!r}" for name in self.columns]
             if not self.format.names:
                 self._kinds *= len(self.columns)
+        self._at_once = max(1, ROWS_AT_ONCE // batch_size)
         # The epoch that the first block opened goes on with the first batch.
         self._opened: Iterator[Block] | None = chain([first], epoch)
 
@@ -131,19 +137,30 @@ class Batches:
             if not self._cycle and not self._blocks.one_shot:
                 return
             epoch, whole = self._epoch(), not self._blocks.one_shot
-        batch, filled = self._empty(), 0
+        # A batch that is not full yet, and the rows in it.
+        open_batch, filled = self._empty(1), 0
         while True:
             n_rows = 0
             for block in epoch:
                 parts, start = self.format.split(block), 0
-                n_rows += n_rows_of(block)
-                while start < n_rows_of(block):
-                    stop = start + min(self._batch_size - filled, n_rows_of(block) - start)
-                    self._copy([part[start:stop] for part in parts], batch, filled)
-                    filled, start = filled + stop - start, stop
-                    if filled == self._batch_size:
-                        yield batch
-                        batch, filled = self._empty(), 0
+                n_block = n_rows_of(block)
+                n_rows += n_block
+                while start < n_block:
+                    if filled == 0 and n_block - start >= self._batch_size:
+                        # Many batches at once: a call for each would cost more than the rows.
+                        n_whole = min((n_block - start) // self._batch_size, self._at_once)
+                        stop = start + n_whole * self._batch_size
+                        batches = self._empty(n_whole)
+                        self._fill([part[start:stop] for part in parts], batches, 0)
+                        yield from self._split(batches)
+                    else:
+                        stop = start + min(self._batch_size - filled, n_block - start)
+                        self._fill([part[start:stop] for part in parts], open_batch, filled)
+                        filled += stop - start
+                        if filled == self._batch_size:
+                            yield from self._split(open_batch)
+                            open_batch, filled = self._empty(1), 0
+                    start = stop
             if n_rows == 0:  # a one-shot iterator has no second epoch
                 return
             if whole:
@@ -170,18 +187,26 @@ class Batches:
             )
         return done
 
-    def _empty(self) -> list[np.ndarray]:
+    def _empty(self, n_batches: int) -> list[np.ndarray]:
+        """Make room for batches: an array with a leading dimension of them for each array."""
         # Column-major, so that the model's buf[:, j] is contiguous.
         return [
-            np.empty((self._batch_size, *shape), dtype, "F" if len(shape) == 1 else "C")
+            np.empty((n_batches, *shape, self._batch_size), dtype).swapaxes(1, 2)
+            if len(shape) == 1
+            else np.empty((n_batches, self._batch_size, *shape), dtype)
             for shape, dtype in zip(self.row_shapes, self.dtypes)
         ]
 
-    def _copy(self, parts: list[np.ndarray], batch: list[np.ndarray], start: int) -> None:
-        rows = slice(start, start + len(parts[0]))
-        targets = [values[rows] for values in batch]
+    @staticmethod
+    def _split(batches: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        return map(list, zip(*batches))
+
+    def _fill(self, parts: list[np.ndarray], batches: list[np.ndarray], start: int) -> None:
+        """Check rows and copy them into batches, from row ``start`` of each on."""
+        stop = start + len(parts[0]) // len(batches[0])
+        targets = [values[:, start:stop] for values in batches]
         if self.columns is not None:
-            targets = list(targets[0].T)
+            targets = [targets[0][:, :, j] for j in range(targets[0].shape[2])]
             if not self.format.names:
                 parts = list(parts[0].T)
         for part, target, label, kind in zip(parts, targets, self._labels, self._kinds):
@@ -190,4 +215,4 @@ class Batches:
                 # ds["column"] is of the kind that the first block had, whatever the buffer's.
                 check_exact(part, np.dtype("bool" if kind == "b" else "int64"), label)
             check_exact(part, target.dtype, label)
-            target[...] = part
+            target[...] = part.reshape(target.shape)

@@ -205,6 +205,17 @@ class BlockFormat:
             return f"column {self.names[i]!r}"
         return f"array {i}" if self.kind is tuple else "array"
 
+    def column_names(self, names: tuple[str, ...] | None = None) -> list[str]:
+        """Name each number in a row, by the columns' names where they have any."""
+        if self.names or (names is not None and self.kind is np.ndarray):
+            return list(self.names or names or ())
+        labels = []
+        for i, shape in enumerate(self.shapes):
+            array = f"array {i}" if self.kind is tuple else "array"
+            cells = list(np.ndindex(shape))
+            labels += [f"{array}[{', '.join(map(str, cell))}]" if cell else array for cell in cells]
+        return labels
+
     def split(self, block: Block) -> list[np.ndarray]:
         """Return the arrays of a block in frozen order, or say how the block differs."""
         other = BlockFormat.of(block)
@@ -282,13 +293,13 @@ class Blocks:
         self.columns = None if columns is None else tuple(map(str, columns))
 
     def __iter__(self) -> Iterator[Block]:
-        for i, raw in enumerate(_raw_blocks(self._source)):
+        for i, raw in enumerate(raw_blocks(self._source)):
             block = to_block(raw, f"block {i}")
             if n_rows_of(block):
                 yield block
 
 
-def _raw_blocks(source: Any) -> Iterable[Any]:
+def raw_blocks(source: Any) -> Iterable[Any]:
     """Open one epoch."""
     if _is_array(source):
         # An array is sliced as it is asked for, never converted whole: it may be on disk.
@@ -297,10 +308,12 @@ def _raw_blocks(source: Any) -> Iterable[Any]:
     if _is_table(source):
         table = to_block(source, "source")
         return map(BlockFormat.of(table).join, _slices(parts_of(table)))
+    if hasattr(source, "large_blocks"):  # a shuffle_buffer
+        return source.large_blocks()
     if not hasattr(source, "__iter__"):
         opened = source()
         if hasattr(opened, "__iter__") or _is_array(opened) or _is_table(opened):
-            return _raw_blocks(opened)
+            return raw_blocks(opened)
         raise TypeError(
             "a function that is a source must return an iterable of blocks or an array; it "
             f"returned {type(opened).__name__}."

@@ -20,8 +20,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.traversal import ancestors
+from pytensor.link.numba.linker import NumbaLinker
 from pytensor.tensor import NoneConst, tensor_copy
 from pytensor.tensor.sharedvar import TensorSharedVariable
 from scipy.sparse import issparse
@@ -42,7 +44,7 @@ def is_stream_source(data: Any) -> bool:
     return not hasattr(data, "__array__") and (hasattr(data, "__iter__") or callable(data))
 
 
-def stream_minibatch(*sources: Any, batch_size: int) -> Variable | list[Variable]:
+def stream_minibatch(*sources: Any, batch_size: int, check_order: str) -> Variable | list[Variable]:
     """Stream a source as ``pm.Minibatch`` does, marked with PyMC's own ``MinibatchOp``."""
     if len(sources) > 1:
         raise TypeError(
@@ -50,7 +52,7 @@ def stream_minibatch(*sources: Any, batch_size: int) -> Variable | list[Variable
             "meet rows of another. Stream features and labels as columns of one table, or as "
             "blocks that are tuples of arrays."
         )
-    dataset = StreamingDataset(sources[0], batch_size=batch_size)
+    dataset = StreamingDataset(sources[0], batch_size=batch_size, check_order=check_order)
     tensors = dataset.as_tensor()
     buffers = tensors if isinstance(tensors, list) else [tensors]
     op = MinibatchOp(buffers, [tensor_copy(buffer) for buffer in buffers])
@@ -60,8 +62,49 @@ def stream_minibatch(*sources: Any, batch_size: int) -> Variable | list[Variable
     return batches if isinstance(tensors, list) else batches[0]
 
 
-def check_streams(model: Any) -> None:
+def prepare_streams(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Check a model's streams, and let its step function run beside the threads that read them.
+
+    A function compiled by numba keeps Python's lock while it runs, so that a thread that wants it
+    waits for some steps each time: compiled with ``nogil`` it does not.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    kwargs : dict
+        Arguments of the step function.
+
+    Returns
+    -------
+    dict
+        The arguments, with a mode in ``compile_kwargs`` where the model has streams.
+    """
+    if not check_streams(model):
+        return kwargs
+    compile_kwargs = kwargs.get("compile_kwargs") or {}
+    mode = get_mode(compile_kwargs.get("mode"))
+    if type(mode.linker) is not NumbaLinker:
+        return kwargs
+    mode = Mode(_NoGilLinker(), mode.provided_optimizer)
+    return kwargs | {"compile_kwargs": compile_kwargs | {"mode": mode}}
+
+
+class _NoGilLinker(NumbaLinker):
+    def jit_compile(self, fn_and_cache: Any) -> Any:
+        from pytensor.link.numba.dispatch.basic import numba_njit
+
+        # Not from numba's cache, which does not tell this function from the one with the lock.
+        return numba_njit(fn_and_cache[0].py_func, final_function=True, nogil=True)
+
+
+def check_streams(model: Any) -> list[StreamingDataset]:
     """Refuse a model whose streams would give a wrong posterior, before anything is compiled.
+
+    Returns
+    -------
+    list of StreamingDataset
+        The streams behind observed variables.
 
     Raises
     ------
@@ -104,6 +147,7 @@ def check_streams(model: Any) -> None:
             claim[f"observed variable `{rv.name}`"] = float(scale) * stream.batch_size
     for stream, claim in claims.items():
         stream._claim_total_sizes(claim)
+    return list(claims)
 
 
 def _check_rows_match(

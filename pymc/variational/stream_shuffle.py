@@ -13,7 +13,7 @@
 #   limitations under the License.
 """Shuffles: a bounded one, in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from pymc.variational.stream_blocks import (
 )
 
 __all__ = ["shuffle_buffer"]
+
+LARGE_BLOCK_ROWS = 65_536
 
 
 class shuffle_buffer:
@@ -52,6 +54,8 @@ class shuffle_buffer:
 
     Attributes
     ----------
+    source : object
+        The source that is shuffled.
     n_rows : int or None
         Rows in an epoch, where the source tells.
     columns : tuple of str or None
@@ -67,12 +71,12 @@ class shuffle_buffer:
     **The order of the source matters.** In-memory :func:`pymc.Minibatch` draws each batch from
     all N rows. A bounded buffer draws it from ``buffer_size`` consecutive rows: if the data has
     a meaningful order (time, key, label), a batch then stands for its own stretch of the data,
-    and the posterior is wrong without any error. On 26 million order-book rows sorted by time, in
-    the prototype that this module continues, the largest difference of a posterior mean was 1.65;
-    0.045 at 1 million rows, which fit into the buffer. Reading row groups in random order
-    (``parquet_source(..., shuffle_row_groups=True)``) removes almost all of it where the buffer
-    holds many row groups and the fit covers several epochs: on a synthetic table of 20 million
-    rows, 0.82 became 0.025, with 0.015 between two fits on independent draws.
+    and the fit ends at a wrong posterior. On 20 million order-book rows sorted by time, through a
+    buffer of 1 million, the largest difference of a posterior mean was 0.73. Row groups in random
+    order (``parquet_source(..., shuffle_row_groups=True)``) made it 0.025, and a full shuffle
+    (:func:`pre_shuffle`) 0.024, where two fits in memory differ by 0.020
+    (``python -m benchmarks.fidelity``, constant learning rate). A stream that is not fair gives a
+    :class:`StreamOrderWarning`.
 
     Examples
     --------
@@ -100,51 +104,72 @@ class shuffle_buffer:
                 f"buffer_size={self.buffer_size} is smaller than batch_size={self.batch_size}: "
                 "a buffer must hold at least one batch, and shuffles better the more it holds."
             )
+        self.source = source
         self._blocks = Blocks(source)
         self.n_rows = self._blocks.n_rows
         self.columns = self._blocks.columns
         self._rng = np.random.default_rng(seed)
 
     def __iter__(self) -> Iterator[Block]:
-        return self._epoch(self._rng.spawn(1)[0])
+        return self._epoch(self._rng.spawn(1)[0], self.batch_size)
 
     __call__ = __iter__
 
-    def _epoch(self, rng: np.random.Generator) -> Iterator[Block]:
+    def large_blocks(self) -> Iterator[Block]:
+        """Give one epoch in the same order in larger blocks, for what cuts batches itself."""
+        return self._epoch(self._rng.spawn(1)[0], max(self.batch_size, LARGE_BLOCK_ROWS))
+
+    def _epoch(self, rng: np.random.Generator, block_rows: int) -> Iterator[Block]:
         size = min(self.buffer_size, self.n_rows or self.buffer_size)
-        form, buffer, filled = None, [], 0
+        form, filled = None, 0
         for block in self._blocks:
             if form is None:
                 form = BlockFormat.of(block)
-                buffer = [np.empty((size, *s), d) for s, d in zip(form.shapes, form.dtypes)]
+                rows = _empty_rows(size, form, form.dtypes)
             parts, start = form.split(block), 0
-            for i, part in enumerate(parts):
-                if part.dtype != buffer[i].dtype:
-                    buffer[i] = self._promoted(buffer[i], filled, part, form.label(i))
+            if any(part.dtype != rows.dtype[i].base for i, part in enumerate(parts)):
+                rows = _promoted(rows, filled, form, parts)
             while start < n_rows_of(block):
                 # Copied at once: a source may write its next block over this one.
                 stop = start + min(size - filled, n_rows_of(block) - start)
-                for into, part in zip(buffer, parts):
-                    into[filled : filled + stop - start] = part[start:stop]
+                for name, part in zip(rows.dtype.names or (), parts):
+                    rows[name][filled : filled + stop - start] = part[start:stop]
                 filled, start = filled + stop - start, stop
                 if filled == size:
-                    yield from self._drain(form, buffer, filled, rng)
+                    yield from _drain(rows, form, rng, block_rows)
                     filled = 0
         if form is not None:
-            yield from self._drain(form, buffer, filled, rng)
+            yield from _drain(rows[:filled], form, rng, block_rows)
 
-    @staticmethod
-    def _promoted(into: np.ndarray, filled: int, part: np.ndarray, what: str) -> np.ndarray:
-        """Return the buffer in a type that holds what it holds and a block of another type."""
-        dtype = np.result_type(into, part)
-        for values in (into[:filled], part):
-            check_exact(values, dtype, what)
-        return into.astype(dtype, copy=False)
 
-    def _drain(
-        self, form: BlockFormat, buffer: list[np.ndarray], filled: int, rng: np.random.Generator
-    ) -> Iterator[Block]:
-        order = rng.permutation(filled)
-        for start in range(0, filled, self.batch_size):
-            rows = order[start : start + self.batch_size]
-            yield form.join([part.take(rows, axis=0) for part in buffer])
+def _empty_rows(n_rows: int, form: BlockFormat, dtypes: Sequence[np.dtype]) -> np.ndarray:
+    """Make room for rows with all their columns side by side.
+
+    The rows of a batch lie all over the buffer: each then takes one look into memory, not one for
+    each column.
+    """
+    fields = [(f"{i}", dtypes[i], shape) for i, shape in enumerate(form.shapes)]
+    return np.empty(n_rows, np.dtype(fields, align=True))
+
+
+def _promoted(
+    rows: np.ndarray, filled: int, form: BlockFormat, parts: list[np.ndarray]
+) -> np.ndarray:
+    """Return the rows in types that hold them and a block of other types."""
+    held = [rows[name][:filled] for name in rows.dtype.names or ()]
+    dtypes = [np.result_type(*both) for both in zip(held, parts)]
+    promoted = _empty_rows(len(rows), form, dtypes)
+    for i, both in enumerate(zip(held, parts)):
+        for values in both:
+            check_exact(values, dtypes[i], form.label(i))
+        promoted[f"{i}"][:filled] = held[i]
+    return promoted
+
+
+def _drain(
+    rows: np.ndarray, form: BlockFormat, rng: np.random.Generator, block_rows: int
+) -> Iterator[Block]:
+    order = rng.permutation(len(rows))
+    for start in range(0, len(rows), block_rows):
+        taken = rows.take(order[start : start + block_rows])
+        yield form.join([taken[name] for name in rows.dtype.names or ()])

@@ -16,8 +16,9 @@
 import glob
 import os
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ __all__ = ["parquet_source"]
 
 # Rows decoded at a time, so that a large row group does not have to fit into memory.
 READ_ROWS = 131_072
+# Row groups in random order that are larger than a slice are read in turn, so many at a time, a
+# slice of each: a shuffle buffer then holds rows from far apart, however large the row groups are.
+SLICE_ROWS = 16_384
+OPEN_ROW_GROUPS = 16
+# Bytes of a column that are read at a time.
+BUFFER_BYTES = 65_536
+# Files' footers are kept for so many row groups, a few kB each; the others are read again.
+KEPT_FOOTERS = 16_384
+# Row groups whose statistics are looked at: reading those of thousands takes seconds.
+MAX_RANGES = 512
 
 
 class parquet_source:
@@ -51,7 +62,8 @@ class parquet_source:
     shuffle_row_groups : bool, default False
         Read the row groups of all files in a new random order each epoch. With a
         :class:`shuffle_buffer` that holds many row groups, this brings rows from all over the
-        data together, at no cost.
+        data together, at no cost. Row groups of more than 16,384 rows are read 16 at a time, a
+        slice of each in turn, so that rows of many meet in the buffer whatever their size.
     seed : int, Generator or SeedSequence, optional
         Seed for the order of the row groups. Epoch k of a source with the same seed and files
         always has the same order.
@@ -109,7 +121,7 @@ class parquet_source:
         seed: int | np.random.Generator | np.random.SeedSequence | None = None,
         missing: str = "raise",
     ):
-        pq = _pyarrow_parquet()
+        pq = import_parquet("parquet_source")
         if missing not in ("raise", "drop"):
             raise ValueError(f'missing must be "raise" or "drop", got {missing!r}.')
         if isinstance(columns, str):
@@ -121,12 +133,14 @@ class parquet_source:
         paths = [path] if isinstance(path, str | os.PathLike) else list(path)
         # Absolute: a later chdir must not lose them.
         self._paths = [Path(item).expanduser().absolute() for item in paths]
-        self.files = tuple(_find_files(self._paths))
-        self._stamps = [_stamp(file) for file in self.files]
+        self.files = tuple(find_files(self._paths))
+        self._stamps = [stamp_of(file) for file in self.files]
         self.shuffle_row_groups = bool(shuffle_row_groups)
         self._rng = np.random.default_rng(seed)
         # Row groups as (file number, row group number).
         self._row_groups: list[tuple[int, int]] = []
+        self._footers: dict[int, Any] = {}
+        self._last_footer: tuple[int, Any] = -1, None
         self.n_rows = 0
         all_columns = columns is None
         types = []
@@ -146,6 +160,8 @@ class parquet_source:
             types.append([_numpy_dtype(schema, name, file) for name in columns])
             self._row_groups += ((i, group) for group in range(metadata.num_row_groups))
             self.n_rows += metadata.num_rows
+            if len(self._row_groups) <= KEPT_FOOTERS:
+                self._footers[i] = metadata
         self.columns = tuple(columns or ())
         if self.n_rows == 0:
             raise ValueError(f"no rows in the {len(self.files)} file(s) at {path}.")
@@ -156,13 +172,13 @@ class parquet_source:
         self._drop = missing == "drop"
         self.n_dropped = 0
         if self._drop:
-            kept = sum(len(block[self.columns[0]]) for block in self._epoch(self._row_groups))
+            kept = sum(len(block[self.columns[0]]) for block in self.in_file_order())
             if kept == 0:
                 raise ValueError(f"every row at {path} has a missing value in {self.columns}.")
             self.n_rows, self.n_dropped = kept, self.n_rows - kept
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        changed = set(self.files) ^ set(_find_files(self._paths))
+        changed = set(self.files) ^ set(find_files(self._paths))
         if changed:
             raise RuntimeError(
                 f"{', '.join(map(str, sorted(changed)))}: added or removed since the source was "
@@ -173,35 +189,104 @@ class parquet_source:
         if self.shuffle_row_groups:
             rng = self._rng.spawn(1)[0]
             order = [order[i] for i in rng.permutation(len(order))]
+            if self.n_rows > SLICE_ROWS * self.n_row_groups:
+                return self._in_turn(order)
         return self._epoch(order)
 
+    @property
+    def n_row_groups(self) -> int:
+        """Number of row groups in all files."""
+        return len(self._row_groups)
+
+    def row_groups_in(self, n_rows: int) -> float:
+        """Tell how many row groups ``n_rows`` consecutive rows come from, in random order."""
+        group_rows = self.n_rows / self.n_row_groups
+        in_turn = min(OPEN_ROW_GROUPS, n_rows / SLICE_ROWS) if group_rows > SLICE_ROWS else 1.0
+        return float(min(self.n_row_groups, max(1.0, n_rows / group_rows, in_turn)))
+
+    def first_rows(self, group: int, n_rows: int) -> dict[str, np.ndarray] | None:
+        """Read up to ``n_rows`` first rows of a row group, numbered over all files, if it has any."""
+        return next(self._row_group(*self._row_groups[group], n_rows), None)
+
+    def row_group_ranges(self) -> dict[str, list[tuple[Any, Any]]]:
+        """Tell minimum and maximum of each column, also of those that are not read, in row groups.
+
+        Of many row groups some are taken, evenly spaced; those without statistics are left out.
+        """
+        chosen = np.unique(np.linspace(0, self.n_row_groups - 1, MAX_RANGES).astype(int))
+        ranges: dict[str, list[tuple[Any, Any]]] = {}
+        for i, group in (self._row_groups[k] for k in chosen):
+            row_group = self._footer(i).row_group(group)
+            for j in range(row_group.num_columns):
+                column = row_group.column(j)
+                if column.is_stats_set and column.statistics.has_min_max:
+                    limits = column.statistics.min, column.statistics.max
+                    ranges.setdefault(column.path_in_schema, []).append(limits)
+        return ranges
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells whether the rows are still those of an earlier time."""
+        return {
+            "files": [[file.name, *stamp] for file, stamp in zip(self.files, self._stamps)],
+            "columns": list(self.columns),
+            "missing": "drop" if self._drop else "raise",
+        }
+
+    def in_file_order(self) -> Iterator[dict[str, np.ndarray]]:
+        """Give one epoch in the order of the files, whatever ``shuffle_row_groups`` says."""
+        return self._epoch(self._row_groups)
+
     def _epoch(self, order: list[tuple[int, int]]) -> Iterator[dict[str, np.ndarray]]:
-        pq = _pyarrow_parquet()
-        opened, reader = -1, None
+        """Read row groups one after the other."""
+        for i, group in order:
+            yield from self._row_group(i, group, READ_ROWS)
+
+    def _in_turn(self, order: list[tuple[int, int]]) -> Iterator[dict[str, np.ndarray]]:
+        """Read some row groups at a time, a slice of each in turn."""
+        waiting = (self._row_group(i, group, SLICE_ROWS) for i, group in order)
+        opened = deque(islice(waiting, OPEN_ROW_GROUPS))
         try:
-            for i, group in order:
-                where = f"{self.files[i]}, row group {group}"
-                try:
-                    if reader is None or opened != i:
-                        if reader is not None:
-                            reader.close()
-                        self._check_unchanged(i)
-                        opened, reader = i, pq.ParquetFile(self.files[i])
-                    batches = reader.iter_batches(
-                        READ_ROWS, row_groups=[group], columns=list(self.columns)
-                    )
-                    for batch in batches:
-                        block = self._block(batch, where)
-                        if len(block[self.columns[0]]):
-                            yield block
-                except OSError as error:
-                    raise OSError(f"{where}: could not be read: {error}") from error
+            while opened:
+                group = opened.popleft()
+                block = next(group, None)
+                if block is None:
+                    opened.extendleft(islice(waiting, 1))
+                else:
+                    yield block
+                    opened.append(group)
         finally:
-            if reader is not None:
-                reader.close()
+            for group in opened:
+                group.close()
+
+    def _row_group(
+        self, i: int, group: int, n_rows: int
+    ) -> Generator[dict[str, np.ndarray], None, None]:
+        """Read a row group, ``n_rows`` at a time."""
+        pq = import_parquet("parquet_source")
+        where = f"{self.files[i]}, row group {group}"
+        try:
+            self._check_unchanged(i)
+            # Buffered, and not ahead: else pyarrow holds whole row groups, however large.
+            with pq.ParquetFile(
+                self.files[i], metadata=self._footer(i), buffer_size=BUFFER_BYTES, pre_buffer=False
+            ) as reader:
+                for batch in reader.iter_batches(
+                    n_rows, row_groups=[group], columns=list(self.columns), use_threads=False
+                ):
+                    block = self._block(batch, where)
+                    if len(block[self.columns[0]]):
+                        yield block
+        except OSError as error:
+            raise OSError(f"{where}: could not be read: {error}") from error
+
+    def _footer(self, i: int) -> Any:
+        if i not in self._footers and self._last_footer[0] != i:
+            self._last_footer = i, import_parquet("parquet_source").read_metadata(self.files[i])
+        return self._footers.get(i, self._last_footer[1])
 
     def _check_unchanged(self, i: int) -> None:
-        if _stamp(self.files[i]) != self._stamps[i]:
+        if stamp_of(self.files[i]) != self._stamps[i]:
             raise RuntimeError(
                 f"{self.files[i]}: changed since the source was made, so that its rows are not "
                 f"those that n_rows={self.n_rows} counts. Make a new source."
@@ -228,22 +313,23 @@ class parquet_source:
         return block
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def stamp_of(file: Path) -> tuple[int, int]:
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
-def _pyarrow_parquet() -> Any:
+def import_parquet(who: str) -> Any:
+    """Import pyarrow where it is used: PyMC does not depend on it."""
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
-            "parquet_source reads files with pyarrow, which is not installed: pip install pyarrow"
+            f"{who} needs pyarrow, which is not installed: pip install pyarrow"
         ) from error
     return pyarrow.parquet
 
 
-def _find_files(paths: list[Path]) -> list[Path]:
+def find_files(paths: list[Path]) -> list[Path]:
     files = [file for path in paths for file in _expand(path)]
     if not files:
         raise FileNotFoundError("the list of Parquet files is empty.")

@@ -18,25 +18,26 @@ loads the rows of a source (files, a generator, a memmap) batch by batch into a 
 that the model observes, so that memory does not grow with the number of rows N, and
 :func:`pymc.fit` runs as before::
 
-    source -> [shuffle_buffer] -> re-batch -> buffer -> model -> pm.fit
+    source -> [shuffle_buffer] -> re-batch -> prefetch -> buffer -> model -> pm.fit
 
 The likelihood of a batch is scaled by ``total_size``, exactly as with :class:`pymc.Minibatch`,
 and :func:`pymc.fit` loads the next batch before each step.
 
 **The order of the rows matters.** In-memory ``pm.Minibatch`` draws uniformly from all N rows. A
 stream gives rows in the order of its source, and a :class:`shuffle_buffer` mixes only the rows
-that it holds at a time. If the data has a meaningful order (time, key, label), the posterior is
-wrong and nothing crashes: on 26 million rows sorted by time, the largest difference of a posterior
-mean was 1.65 in the prototype that this module continues. Read row groups in random order into a
-shuffle buffer that holds many of them (``parquet_source(..., shuffle_row_groups=True)``), or
-shuffle the data on disk first. See :class:`shuffle_buffer` for the measured figures.
+that it holds at a time. If the data has a meaningful order (time, key, label), the fit ends at a
+wrong posterior: on 26 million rows sorted by time, the largest difference of a posterior mean was
+1.65 in the prototype that this module continues. A :class:`StreamOrderWarning` says so. Shuffle the
+rows on disk once (:func:`pre_shuffle`), or read row groups in random order into a shuffle buffer
+that holds many of them (``parquet_source(..., shuffle_row_groups=True)``). See
+:class:`shuffle_buffer` for measured figures, and :func:`order_report` for those of your data.
 """
 
 import operator
 import warnings
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytensor
@@ -47,10 +48,27 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc.variational.stream_batches import Batches
 from pymc.variational.stream_blocks import Block, Blocks, positive_int
+from pymc.variational.stream_order import OrderCheck, StreamOrderWarning
+from pymc.variational.stream_order_report import OrderReport, judge_files, order_report
+from pymc.variational.stream_pre_shuffle import pre_shuffle
+from pymc.variational.stream_prefetch import Prefetch
 from pymc.variational.stream_shuffle import shuffle_buffer
 from pymc.variational.stream_sources import parquet_source
 
-__all__ = ["StreamingDataset", "parquet_source", "shuffle_buffer"]
+__all__ = [
+    "OrderReport",
+    "StreamOrderWarning",
+    "StreamingDataset",
+    "order_report",
+    "parquet_source",
+    "pre_shuffle",
+    "shuffle_buffer",
+]
+
+# Rows that take no more than this are better kept in memory.
+SMALL_BYTES = 2**30
+# What batches that are kept ready may take, and how many they may be.
+PREFETCH_BYTES, PREFETCH_BATCHES = 2**25, 4096
 
 
 class StreamingDataset:
@@ -92,6 +110,13 @@ class StreamingDataset:
     cycle : bool, default True
         Start the next epoch when one ends. If False, the stream ends after one epoch, without
         the rows that do not fill a last batch.
+    check_order : {"warn", "raise", "ignore"}, default "warn"
+        What to do if batches follow the order of the rows: give a :class:`StreamOrderWarning`,
+        raise it, or do not look. Parquet statistics are looked at now, batches as they are loaded.
+    prefetch : int, optional
+        Batches that a background thread keeps ready. Default: what 32 MiB hold, but two at least.
+        With 0 the source is read in the thread that calls :meth:`advance`. The batches are the
+        same.
     name : str, default "stream"
         Name of the buffer, used in messages.
 
@@ -122,6 +147,9 @@ class StreamingDataset:
     UserWarning
         If ``total_size`` is not the number of rows of the source: at once where the source tells,
         else after one epoch.
+    StreamOrderWarning
+        If the row groups of Parquet files are in order, or batches differ more than chance allows,
+        so that a batch is no fair sample of all rows. See :func:`order_report`.
 
     Notes
     -----
@@ -168,6 +196,8 @@ class StreamingDataset:
         dtype: Any = None,
         preprocess_fn: Callable[[Any], Any] | None = None,
         cycle: bool = True,
+        check_order: str = "warn",
+        prefetch: int | None = None,
         name: str = "stream",
     ):
         if isinstance(source, StreamingDataset):
@@ -176,6 +206,10 @@ class StreamingDataset:
             raise TypeError("the source is a tensor already: use pm.Minibatch, or observe it.")
         if preprocess_fn is not None and not callable(preprocess_fn):
             raise TypeError(f"preprocess_fn must be callable, got {preprocess_fn!r}.")
+        if check_order not in ("warn", "raise", "ignore"):
+            raise ValueError(
+                f'check_order must be "warn", "raise" or "ignore", got {check_order!r}.'
+            )
         self.name = name
         self.batch_size = positive_int(batch_size, "batch_size")
         self.batches_seen = 0
@@ -196,22 +230,36 @@ class StreamingDataset:
                 f"sample_shape={sample_shape}."
                 + (f" Its columns are {list(self.columns)}." if self.columns else "")
             )
+        self._check_order = check_order
+        self._order: OrderCheck | None = None
+        finding = None
+        if check_order != "ignore":
+            finding, limit = judge_files(source, self.batch_size)
+            if finding is None:
+                self._order = OrderCheck(self._batches.column_names, self.batch_size, limit)
         # The first batch is read now, so that what is wrong with the source is said now, and the
         # buffer never holds made-up numbers. It counts as seen when it is loaded.
-        self._reader = iter(self._batches)
+        self._reader: Generator | Prefetch = self._read()
         first = next(self._reader, None)
         if first is None:
             raise ValueError(
                 f"the source has {self._batches.epoch_rows} rows, fewer than one batch of "
                 f"{self.batch_size}, and is read only once. Pass a smaller batch_size."
             )
-        self._ahead: list[np.ndarray] | None = first
+        self._ahead: _Read | None = first
         self._buffers: list[TensorSharedVariable] = []
-        for i, values in enumerate(first):
+        for i, values in enumerate(first.batch):
             label = f"{name}.{i}" if self._batches.is_tuple else name
             buffer = pytensor.shared(values, name=label, shape=values.shape, borrow=True)
             buffer.tag.stream = self  # how pm.fit finds the streams that a model uses
             self._buffers.append(buffer)
+        self._row_bytes = sum(values.nbytes for values in first.batch) // self.batch_size
+        if prefetch is None:
+            prefetch = PREFETCH_BYTES // (self._row_bytes * self.batch_size)
+            prefetch = min(max(2, prefetch), PREFETCH_BATCHES)
+        elif prefetch != 0:
+            prefetch = positive_int(prefetch, "prefetch")
+        self._n_ahead = prefetch
         # Whether no step has used the loaded batch yet: pm.fit then uses it before it loads one.
         self._fresh = False
         # Whether the last step was one of pm.fit, and that fit's (steps done, steps asked for).
@@ -224,7 +272,9 @@ class StreamingDataset:
         if total_size is not None and total_size != "auto":
             self._given = positive_int(total_size, "total_size")
         self._claim_total_sizes({})
-        self._learn_n_rows()
+        self._learn_n_rows(first.epoch_rows)
+        if finding is not None:
+            self._tell_order(finding)
 
     @property
     def total_size(self) -> int | None:
@@ -279,16 +329,10 @@ class StreamingDataset:
         """
         if self._closed:
             raise RuntimeError(f"stream {self.name!r} is closed.")
-        batch, self._ahead = self._ahead, None
-        if batch is None:
-            try:
-                batch = next(self._reader, None)
-            except BaseException:
-                # The next call starts an epoch afresh, so that an interrupted fit can go on.
-                self._reader = iter(self._batches)
-                raise
-            self._learn_n_rows()
-        if batch is None:
+        read, self._ahead = self._ahead, None
+        if read is None:
+            read = self._next()
+        if read is None:
             message = f"stream {self.name!r} has ended after {self.batches_seen} batches"
             done, asked = self._fit_steps
             if done < asked:
@@ -300,7 +344,10 @@ class StreamingDataset:
                     stacklevel=2,
                 )
             raise StopIteration(f"{message}.")
-        for buffer, values in zip(self._buffers, batch):
+        self._learn_n_rows(read.epoch_rows)
+        if read.finding is not None:
+            self._tell_order(read.finding)
+        for buffer, values in zip(self._buffers, read.batch):
             # A new array each time: with JAX a step may still be reading the last one.
             buffer.set_value(values, borrow=True)
         self.batches_seen += 1
@@ -357,6 +404,23 @@ class StreamingDataset:
         self._ahead = None
         self._reader.close()
 
+    def _read(self) -> Generator["_Read", None, None]:
+        # A function of its own, which keeps no reference to this stream.
+        return _read(self._batches, self._order)
+
+    def _next(self) -> "_Read | None":
+        """Take the next batch from the thread that reads ahead, or read it here."""
+        if self._n_ahead and not isinstance(self._reader, Prefetch):
+            self._reader = Prefetch(self._reader, self._n_ahead)
+        try:
+            return next(self._reader, None)
+        except BaseException:
+            # After an error the next call starts an epoch afresh, so that a fit can go on. An
+            # interrupt does not concern the thread.
+            if not isinstance(self._reader, Prefetch) or self._reader.ended:
+                self._reader = self._read()
+            raise
+
     def _begin_step(self, step: int, n_steps: int) -> None:
         """See to it that step ``step`` (from 0) of a fit of ``n_steps`` finds a new batch."""
         self._fit_steps = (step, n_steps)
@@ -364,6 +428,29 @@ class StreamingDataset:
             self.advance()
         self._fresh, self._in_fit = False, True
         self._fit_steps = (step + 1, n_steps)
+
+    def _tell_order(self, finding: str) -> None:
+        """Say that batches follow the order of the rows, and what to do about it."""
+        self._order = None  # once is enough
+        message = (
+            f"stream {self.name!r}: {finding}. Such batches stand for a stretch of the data each, "
+            "and the fit ends at a wrong posterior. Shuffle the rows on disk "
+            'once, source = pre_shuffle(source, "shuffled/", seed=0); or read Parquet files with '
+            "shuffle_row_groups=True, into a shuffle_buffer that holds many row groups."
+        )
+        n_bytes = (self._n_rows or 0) * self._row_bytes
+        if 0 < n_bytes <= SMALL_BYTES:
+            message += (
+                f" These {self._n_rows:,} rows fit into memory ({n_bytes / 1e6:,.0f} MB): "
+                "pm.Minibatch on an array draws from all of them."
+            )
+        message += (
+            " order_report(source) shows all columns; if the order is known to mean nothing, pass "
+            'check_order="ignore".'
+        )
+        if self._check_order == "raise":
+            raise StreamOrderWarning(message)
+        warnings.warn(message, StreamOrderWarning, stacklevel=3)
 
     def _claim_total_sizes(self, total_sizes: dict[str, float]) -> None:
         """Remember what a fit passes as N, to hold it against N as soon as that is known."""
@@ -385,9 +472,8 @@ class StreamingDataset:
                     stacklevel=2,
                 )
 
-    def _learn_n_rows(self) -> None:
+    def _learn_n_rows(self, counted: int | None) -> None:
         """Take N from the first whole epoch, and say so if it is not what was believed."""
-        counted = self._batches.epoch_rows
         if counted is None or counted == self._n_rows:
             return
         if self._n_rows is not None:
@@ -398,6 +484,25 @@ class StreamingDataset:
             )
         self._n_rows = counted
         self._check_total_sizes()
+
+
+class _Read(NamedTuple):
+    """A batch, the rows in an epoch if they are known by then, and what its order shows."""
+
+    batch: list[np.ndarray]
+    epoch_rows: int | None
+    finding: str | None
+
+
+def _read(batches: Batches, order: OrderCheck | None) -> Generator[_Read, None, None]:
+    for batch in batches:
+        finding = order.add(batch) if order is not None else None
+        if order is not None and batches.epoch_rows is not None:
+            finding = finding or order.finding()
+            order = None  # every row was looked at
+        if finding is not None:
+            order = None  # once is enough
+        yield _Read(batch, batches.epoch_rows, finding)
 
 
 def _as_tuples(shape: Any) -> Any:

@@ -33,7 +33,7 @@ from pymc.model.transform.basic import remove_minibatched_nodes
 from pymc.variational import stream_shuffle, stream_sources, streaming
 from pymc.variational.callbacks import Tracker
 from pymc.variational.opvi import NotImplementedInference
-from pymc.variational.stream_hooks import check_streams, is_stream_source
+from pymc.variational.stream_hooks import check_streams, is_stream_source, prepare_streams
 from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
 
 
@@ -639,3 +639,26 @@ def test_streamed_posterior_is_the_in_memory_one():
     difference = np.abs(streamed.mean(axis=0) - in_memory.mean(axis=0)).max(axis=-1)
     assert (floor < [0.01, 0.2]).all(), floor
     assert (difference < floor).all(), (difference, floor)
+
+
+def test_step_lets_other_threads_run():
+    """Compiled without Python's lock, with the same results; another mode is left as it is."""
+
+    def fit(**kwargs):
+        rng = np.random.default_rng(1)
+        ds = StreamingDataset(rng.normal(size=(1000, 2)), batch_size=100)
+        with pm.Model() as model:
+            b = pm.Normal("b")
+            batch = ds.as_tensor()
+            pm.Normal("y", b * batch[:, 0], 1, observed=batch[:, 1], total_size=1000)
+            inference = pm.ADVI(random_seed=1)
+            inference.fit(20, progressbar=False, **kwargs)
+        return inference, prepare_streams(model, kwargs)
+
+    inference, kwargs = fit()
+    assert "mode" in kwargs["compile_kwargs"]
+    assert inference.state.step.vm.jit_fn.targetoptions["nogil"]
+    for mode in ("FAST_COMPILE", "JAX"):
+        other = {"compile_kwargs": {"mode": mode}}
+        assert fit(**other)[1] == other
+    np.testing.assert_allclose(inference.hist, fit(compile_kwargs={"mode": "FAST_COMPILE"})[0].hist)

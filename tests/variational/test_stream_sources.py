@@ -280,3 +280,20 @@ def test_importing_pymc_does_not_import_pyarrow():
     code = "import sys, pandas; before = set(sys.modules); import pymc; "
     code += "sys.exit(any(name.startswith('pyarrow') for name in set(sys.modules) - before))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("shuffle_row_groups", [False, True])
+def test_a_large_row_group_is_read_in_slices(tmp_path, shuffle_row_groups):
+    """What Arrow holds does not grow with the row group: here 48 MB of numbers in one."""
+    n = 3_000_000
+    values = np.random.default_rng(1).normal(size=(2, n))
+    pq.write_table(pa.table({"x": values[0], "y": values[1]}), tmp_path / "a", row_group_size=n)
+    del values
+    held = []
+    n_rows = 0
+    before = pa.total_allocated_bytes()
+    for block in parquet_source(tmp_path / "a", shuffle_row_groups=shuffle_row_groups):
+        held.append(pa.total_allocated_bytes() - before)
+        n_rows += len(block["x"])
+    assert n_rows == n
+    assert max(held) < 12e6
