@@ -27,8 +27,9 @@ stages:
   demo     all stages, one after the other
   events   make raw order-book events, a file a day
   fold     fold the events into a Parquet table of book states
-  fit      fit in RAM, in RAM with another seed, and streamed, each in a process of its own
-           (with --how: only that one, in this process)
+  shuffle  shuffle the table on disk
+  fit      fit in RAM, in RAM with another seed, and streamed in three ways, each in a process of
+           its own (with --how: only that one, in this process)
   memory   short fits on a sixteenth and a quarter of the table, for their peak memory
   report   print the comparison and save the pictures
 """
@@ -41,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    stages = ["demo", "events", "fold", "fit", "memory", "report"]
+    stages = ["demo", "events", "fold", "shuffle", "fit", "memory", "report"]
     parser.add_argument("stage", choices=stages, metavar="stage", help="one of those above")
     text = "where everything is kept (default: %(default)s)"
     parser.add_argument("--folder", type=Path, default="order_book_data", help=text)
@@ -57,6 +58,8 @@ def parse_arguments() -> argparse.Namespace:
     for name, (default, text) in numbers.items():
         text += " (default: %(default)s)"
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    text = "learning rate of the fits (default: %(default)s)"
+    parser.add_argument("--rate", choices=("falling", "constant"), default="falling", help=text)
     parser.add_argument("--how", choices=HOW, help="the only fit to do, in this process")
     text = "use only the first files of the table"
     parser.add_argument("--table-files", type=int, metavar="N", help=text)
@@ -71,7 +74,11 @@ def main() -> None:
         if importlib.util.find_spec(package) is None:
             raise SystemExit(f"the demo needs {package}: pip install {package}")
     stage, folder = arguments.stage, arguments.folder
-    options = {"batch_size": arguments.batch_size, "buffer_size": arguments.buffer_size}
+    options = {
+        "batch_size": arguments.batch_size,
+        "buffer_size": arguments.buffer_size,
+        "rate": arguments.rate,
+    }
     # Each stage imports its own libraries, so that no fit carries the memory of another stage's.
     if stage in ("demo", "events"):
         from examples.order_book.events import make_events
@@ -81,6 +88,10 @@ def main() -> None:
         from examples.order_book.fold import fold_events
 
         fold_events(folder)
+    if stage in ("demo", "shuffle"):
+        from examples.order_book.shuffle import shuffle_table
+
+        shuffle_table(folder, arguments.seed)
     if stage == "fit" and arguments.how:
         from examples.order_book.fit import fit
 

@@ -11,7 +11,7 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
-"""Stage 3: one ADVI fit of the logistic regression, from memory or streamed, and what it took."""
+"""Stage 4: one ADVI fit of the logistic regression, from memory or streamed, and what it took."""
 
 import resource
 import sys
@@ -30,6 +30,7 @@ from examples.order_book.runs import Fit
 
 COLUMNS = ["mid", "spread", "imbalance", "up"]
 FIRST_RATE = 0.1
+CONSTANT_RATE = 0.01
 
 
 def files_of_table(folder: Path, n_files: int | None) -> list[Path]:
@@ -106,12 +107,34 @@ def peak_memory_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def open_stream(
+    folder: Path, paths: list[Path], *, how: str, seed: int, batch_size: int, buffer_size: int
+):
+    """Stream the table in one of three ways."""
+    # Here, as the fits from memory need nothing but PyMC as it is released.
+    from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
+
+    if how == "pre-shuffled":
+        # Shuffled on disk by the stage `shuffle`: there is nothing left to mix.
+        paths = sorted((folder / "shuffled").glob("*.parquet"))
+        source = parquet_source(paths, columns=COLUMNS, shuffle_row_groups=True, seed=seed)
+        return StreamingDataset(source, batch_size=batch_size)
+    # The table is in time order and the market changes over the weeks. Row groups in random order
+    # into the buffer make a batch a sample of all weeks; in file order, of the hours in the buffer.
+    source = parquet_source(
+        paths, columns=COLUMNS, shuffle_row_groups=how == "row-groups", seed=seed
+    )
+    rows = shuffle_buffer(source, buffer_size=buffer_size, batch_size=batch_size, seed=seed)
+    return StreamingDataset(rows, batch_size=batch_size)
+
+
 def fit(
     folder: Path,
     *,
     how: str,
     fit_seed: int,
     steps: int,
+    rate: str,
     batch_size: int,
     buffer_size: int,
     table_files: int | None = None,
@@ -121,15 +144,19 @@ def fit(
     Parameters
     ----------
     folder : Path
-        The fit reads ``folder/table``.
-    how : {"in-RAM", "streamed"}
-        Whether minibatches are drawn from arrays in memory or streamed from Parquet.
+        The fit reads ``folder/table``, or ``folder/shuffled``.
+    how : {"in-RAM", "bounded-buffer", "row-groups", "pre-shuffled"}
+        Whether minibatches are drawn from arrays in memory, or streamed from Parquet: through a
+        shuffle buffer in file order, through one with row groups in random order, or from the
+        table that was shuffled on disk.
     fit_seed : int
         Seed of the fit and of the order of the rows.
     steps, batch_size : int
         Steps of ADVI, and rows in each minibatch.
+    rate : {"falling", "constant"}
+        Learning rate of Adam: see :class:`FallingRate`, or `CONSTANT_RATE`.
     buffer_size : int
-        Rows in the shuffle buffer, if streamed.
+        Rows in the shuffle buffer, if streamed through one.
     table_files : int, optional
         How many files of the table to use, from the first on; all unless told.
 
@@ -139,20 +166,22 @@ def fit(
     """
     paths = files_of_table(folder, table_files)
     clock = Clock()
-    rate = FallingRate(steps)
-    callbacks = [clock, rate]
+    callbacks = [clock]
+    learning_rate = CONSTANT_RATE
+    if rate == "falling":
+        falling = FallingRate(steps)
+        callbacks.append(falling)
+        learning_rate = falling.rate
     with pm.Model():
-        if how == "streamed":
-            # Here, as the fits from memory need nothing but PyMC as it is released.
-            from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
-
-            # The table is in time order and the market changes over the weeks: row groups in
-            # random order into the buffer make a batch a sample of all weeks.
-            source = parquet_source(paths, columns=COLUMNS, shuffle_row_groups=True, seed=fit_seed)
-            rows = shuffle_buffer(
-                source, buffer_size=buffer_size, batch_size=batch_size, seed=fit_seed
+        if how != "in-RAM":
+            ds = open_stream(
+                folder,
+                paths,
+                how=how,
+                seed=fit_seed,
+                batch_size=batch_size,
+                buffer_size=buffer_size,
             )
-            ds = StreamingDataset(rows, batch_size=batch_size)
             n_rows = ds.total_size
             batch = ds.as_tensor()
             x, y = batch[:, :3], batch[:, 3]
@@ -166,12 +195,13 @@ def fit(
         approx = pm.fit(
             steps,
             method="advi",
-            obj_optimizer=pm.adam(learning_rate=rate.rate),
+            obj_optimizer=pm.adam(learning_rate=learning_rate),
             callbacks=callbacks,
             random_seed=fit_seed,
         )
     return Fit(
         how=how,
+        rate=rate,
         seed=fit_seed,
         n_rows=n_rows,
         steps=clock.steps,

@@ -26,7 +26,8 @@ from pathlib import Path
 from examples.order_book.output import console, progress_bar
 
 MEMORY_STEPS = 300
-HOW = ("in-RAM", "streamed")
+STREAMS = ("bounded-buffer", "row-groups", "pre-shuffled")
+HOW = ("in-RAM", *STREAMS)
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Fit:
     """Result of one fit: the posterior, and what it took."""
 
     how: str
+    rate: str
     seed: int
     n_rows: int
     steps: int
@@ -79,12 +81,9 @@ def run_fit(result: Path, *, quiet: bool = False, **options: object) -> Fit:
 
 
 def compare(folder: Path, seed: int, **options: object) -> None:
-    """Fit from memory, from memory with another seed, and streamed."""
-    for name, how, fit_seed in (
-        ("in-RAM", "in-RAM", seed),
-        ("in-RAM-again", "in-RAM", seed + 1),
-        ("streamed", "streamed", seed),
-    ):
+    """Fit from memory, from memory with another seed, and streamed in three ways."""
+    fits = [("in-RAM", "in-RAM", seed), ("in-RAM-again", "in-RAM", seed + 1)]
+    for name, how, fit_seed in (*fits, *((how, how, seed) for how in STREAMS)):
         console.print(f"Fit: {how}, seed {fit_seed}")
         result = folder / "fits" / f"{name}.json"
         run_fit(result, folder=folder, how=how, fit_seed=fit_seed, **options)
@@ -106,7 +105,7 @@ def measure_memory(folder: Path, **options: object) -> None:
             **options,
         )
 
-    jobs = [(how, part) for part in (16, 4) for how in HOW]
+    jobs = [(how, part) for part in (16, 4) for how in ("in-RAM", "row-groups")]
     with progress_bar() as progress, ThreadPoolExecutor(2) as pool:
         # Two at a time: their speed does not matter, and their memory is their own.
         for _ in progress.track(pool.map(run, jobs), len(jobs), description="Memory of short fits"):
