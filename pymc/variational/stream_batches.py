@@ -13,6 +13,8 @@
 #   limitations under the License.
 """Re-batching: blocks of any size become batches of one size and form."""
 
+import math
+
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 from typing import Any
@@ -30,8 +32,8 @@ from pymc.variational.stream_blocks import (
     to_block,
 )
 
-# Rows that are cut into batches at a time.
-ROWS_AT_ONCE = 65_536
+# What is cut into batches at a time: a call for each batch would cost more than its rows.
+BYTES_AT_ONCE = 2**21
 
 
 class Batches:
@@ -82,6 +84,7 @@ class Batches:
         self._batch_size = batch_size
         self._preprocess_fn = preprocess_fn
         self._cycle = cycle
+        self._finite = blocks.checked and preprocess_fn is None
         self.epoch_rows: int | None = None
         epoch = self._epoch()
         first = next(epoch, None)
@@ -126,11 +129,15 @@ class Batches:
             self._labels = [f"column {name!r}" for name in self.columns]
             if not self.format.names:
                 self._kinds *= len(self.columns)
-        self._at_once = max(1, ROWS_AT_ONCE // batch_size)
+        self._part_dtypes = self.dtypes * (len(self._labels) // len(self.dtypes))
+        row_bytes = sum(
+            dtype.itemsize * math.prod(shape) for dtype, shape in zip(self.dtypes, self.row_shapes)
+        )
+        self._at_once = max(1, BYTES_AT_ONCE // (batch_size * row_bytes))
         # The epoch that the first block opened goes on with the first batch.
         self._opened: Iterator[Block] | None = chain([first], epoch)
 
-    def __iter__(self) -> Generator[list[np.ndarray], None, None]:
+    def __iter__(self) -> Generator[list[list[np.ndarray]], None, None]:
         epoch, self._opened = self._opened, None
         whole = epoch is not None
         if epoch is None:  # the last reader was interrupted
@@ -141,26 +148,22 @@ class Batches:
         open_batch, filled = self._empty(1), 0
         while True:
             n_rows = 0
-            for block in epoch:
-                parts, start = self.format.split(block), 0
-                n_block = n_rows_of(block)
-                n_rows += n_block
-                while start < n_block:
-                    if filled == 0 and n_block - start >= self._batch_size:
-                        # Many batches at once: a call for each would cost more than the rows.
-                        n_whole = min((n_block - start) // self._batch_size, self._at_once)
-                        stop = start + n_whole * self._batch_size
-                        batches = self._empty(n_whole)
-                        self._fill([part[start:stop] for part in parts], batches, 0)
-                        yield from self._split(batches)
+            for rows in chain.from_iterable(map(self._checked, epoch)):
+                start, stop = 0, len(rows[0])
+                n_rows += stop
+                while start < stop:
+                    if filled == 0 and stop - start >= self._batch_size:
+                        n_batches = min((stop - start) // self._batch_size, self._at_once)
+                        batches = self._empty(n_batches)
+                        start = self._fill(batches, 0, rows, start)
+                        yield self._split(batches)
                     else:
-                        stop = start + min(self._batch_size - filled, n_block - start)
-                        self._fill([part[start:stop] for part in parts], open_batch, filled)
-                        filled += stop - start
+                        before = start
+                        start = self._fill(open_batch, filled, rows, start)
+                        filled += start - before
                         if filled == self._batch_size:
-                            yield from self._split(open_batch)
+                            yield self._split(open_batch)
                             open_batch, filled = self._empty(1), 0
-                    start = stop
             if n_rows == 0:  # a one-shot iterator has no second epoch
                 return
             if whole:
@@ -198,21 +201,38 @@ class Batches:
         ]
 
     @staticmethod
-    def _split(batches: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-        return map(list, zip(*batches))
+    def _split(batches: list[np.ndarray]) -> list[list[np.ndarray]]:
+        return list(map(list, zip(*batches)))
 
-    def _fill(self, parts: list[np.ndarray], batches: list[np.ndarray], start: int) -> None:
-        """Check rows and copy them into batches, from row ``start`` of each on."""
-        stop = start + len(parts[0]) // len(batches[0])
-        targets = [values[:, start:stop] for values in batches]
-        if self.columns is not None:
-            targets = [targets[0][:, :, j] for j in range(targets[0].shape[2])]
-            if not self.format.names:
-                parts = list(parts[0].T)
-        for part, target, label, kind in zip(parts, targets, self._labels, self._kinds):
-            check_finite(part, label)
-            if self.columns is not None and kind != "f":
-                # ds["column"] is of the kind that the first block had, whatever the buffer's.
-                check_exact(part, np.dtype("bool" if kind == "b" else "int64"), label)
-            check_exact(part, target.dtype, label)
-            target[...] = part.reshape(target.shape)
+    def _checked(self, block: Block) -> Iterator[list[np.ndarray]]:
+        """Slice a block, and check what it holds: columns, where they have names, or arrays."""
+        parts = self.format.split(block)
+        if self.columns is not None and not self.format.names:
+            parts = list(parts[0].T)
+        n_rows = self._at_once * self._batch_size
+        for start in range(0, len(parts[0]), n_rows):
+            rows = [part[start : start + n_rows] for part in parts]
+            for part, label, kind, dtype in zip(rows, self._labels, self._kinds, self._part_dtypes):
+                if not self._finite:
+                    check_finite(part, label)
+                if self.columns is not None and kind != "f":
+                    # ds["column"] is of the kind that the first block had, whatever the buffer's.
+                    check_exact(part, np.dtype("bool" if kind == "b" else "int64"), label)
+                check_exact(part, dtype, label)
+            yield rows
+
+    def _fill(
+        self, batches: list[np.ndarray], filled: int, rows: list[np.ndarray], start: int
+    ) -> int:
+        """Copy rows from ``start`` on into batches, and return where they end.
+
+        Each of the batches has that many rows already.
+        """
+        n_batches = len(batches[0])
+        n_rows = min(self._batch_size - filled, (len(rows[0]) - start) // n_batches)
+        stop = start + n_batches * n_rows
+        for j, part in enumerate(rows):
+            values = batches[0][:, :, j] if self.columns is not None else batches[j]
+            target = values[:, filled : filled + n_rows]
+            target[...] = part[start:stop].reshape(target.shape)
+        return stop

@@ -20,6 +20,7 @@ import operator
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def check_finite(values: np.ndarray, what: str) -> None:
         )
 
 
+@cache
 def _exact_range(dtype: np.dtype) -> tuple[int, int]:
     """Return the ends of the range in which ``dtype`` holds every integer."""
     if dtype.kind == "f":
@@ -266,6 +268,8 @@ class Blocks:
         Names of the columns, where the source tells.
     one_shot : bool
         Whether the source is an iterator, which goes on where it was left.
+    checked : bool
+        Whether the source gives plain blocks whose values it has checked: one of ours.
     """
 
     def __init__(self, source: Any):
@@ -291,8 +295,12 @@ class Blocks:
             )
         self.n_rows = None if n_rows is None else positive_int(n_rows, "n_rows of the source")
         self.columns = None if columns is None else tuple(map(str, columns))
+        self.checked = getattr(source, "gives_checked_blocks", False)
 
     def __iter__(self) -> Iterator[Block]:
+        if self.checked:
+            yield from raw_blocks(self._source)
+            return
         for i, raw in enumerate(raw_blocks(self._source)):
             block = to_block(raw, f"block {i}")
             if n_rows_of(block):

@@ -242,7 +242,8 @@ def _write(
 
 def _ahead(tables: Generator, threads: ExitStack) -> Prefetch:
     """Let a thread read tables ahead."""
-    return threads.enter_context(closing(Prefetch(tables, TABLES_AHEAD)))
+    one_by_one = ([table] for table in tables)
+    return threads.enter_context(closing(Prefetch(one_by_one, TABLES_AHEAD)))
 
 
 def _check_finished(place: Path, rows: FileTables | BlockTables, seed: int | None) -> None:

@@ -14,39 +14,39 @@
 """Prefetching: batches are read ahead in a background thread, while the model takes its steps."""
 
 import atexit
-import queue
 import threading
 import weakref
 
+from collections import deque
 from collections.abc import Generator
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Prefetch:
     """Read ahead what a generator gives, in a thread of its own.
 
     The items come in the order of the generator, whatever the threads do. An exception is raised
-    in the place of the item that failed. The thread ends with the generator, with :meth:`close`,
+    in the place of the items that failed. The thread ends with the generator, with :meth:`close`,
     or when this object is forgotten.
 
     Parameters
     ----------
-    items : generator
-        What to read. It belongs to the thread from now on.
+    items : generator of list
+        What to read, some items at a time. It belongs to the thread from now on.
     n_ahead : int
-        How many items are kept ready.
+        How many items are kept ready. The thread waits when they are, until a quarter of them is
+        taken: woken for each one, it would compete for Python's lock in every step.
     """
 
-    def __init__(self, items: Generator, n_ahead: int):
+    def __init__(self, items: Generator[list, None, None], n_ahead: int):
         self.ended = False
-        self._ready: queue.Queue = queue.Queue(n_ahead)
-        self._stop = threading.Event()
+        self._ready = _Ready(n_ahead)
         self._thread = threading.Thread(
-            target=_read, args=(items, self._ready, self._stop), name="pymc-stream", daemon=True
+            target=_read, args=(items, self._ready), name="pymc-stream", daemon=True
         )
         self._thread.start()
-        weakref.finalize(self, self._stop.set)
-        _stops[self._thread] = self._stop
+        weakref.finalize(self, self._ready.stop)
+        _all_ready[self._thread] = self._ready
 
     def __iter__(self) -> "Prefetch":
         return self
@@ -54,52 +54,91 @@ class Prefetch:
     def __next__(self) -> Any:
         if self.ended:
             raise StopIteration
-        item, error = self._ready.get()
-        if error is not None:
+        item = self._ready.take()
+        if isinstance(item, _End):
             self.ended = True
-            raise error
+            raise item.error
         return item
 
     def close(self) -> None:
         """End the thread, and with it the generator, as soon as the item that it reads is there."""
         self.ended = True
-        self._stop.set()
+        self._ready.stop()
         self._thread.join(timeout=5)
+        self._ready.clear()
+
+
+class _Ready:
+    """Items that one thread puts here and another takes."""
+
+    def __init__(self, size: int):
+        self._size = size
+        self._items: deque = deque()
+        self._changed = threading.Condition()
+        self._is_full = False
+        self.stopped = False
+
+    def put(self, items: list) -> bool:
+        """Wait for room and put items there; tell whether anybody wants more."""
+        with self._changed:
+            self._is_full = len(self._items) >= self._size
+            self._changed.wait_for(lambda: not self._is_full or self.stopped)
+            self._items.extend(items)
+            self._changed.notify()
+        return not self.stopped
+
+    def take(self) -> Any:
+        """Wait for an item, and take it."""
+        if not self._items:
+            with self._changed:
+                self._changed.wait_for(lambda: self._items)
+        item = self._items.popleft()
+        if self._is_full and 4 * len(self._items) <= 3 * self._size:
+            with self._changed:
+                self._is_full = False
+                self._changed.notify()
+        return item
+
+    def clear(self) -> None:
+        """Let go of what was not taken."""
+        self._items.clear()
+
+    def stop(self) -> None:
+        """Say that nobody wants more."""
+        with self._changed:
+            self.stopped = True
+            self._changed.notify()
+
+
+class _End(NamedTuple):
+    """What comes after the last item."""
+
+    error: BaseException
 
 
 # The threads, also of objects that are forgotten, with what stops them.
-_stops: weakref.WeakKeyDictionary[threading.Thread, threading.Event] = weakref.WeakKeyDictionary()
+_all_ready: weakref.WeakKeyDictionary[threading.Thread, _Ready] = weakref.WeakKeyDictionary()
 
 
 @atexit.register
 def _end_all() -> None:
     """Wait for the threads: one that is killed within Arrow takes the interpreter with it."""
-    threads = list(_stops.items())
-    for _, stop in threads:
-        stop.set()
+    threads = list(_all_ready.items())
+    for _, ready in threads:
+        ready.stop()
     for thread, _ in threads:
         thread.join(timeout=5)
 
 
 # No methods: the thread must not keep the object alive that ends it.
-def _read(items: Generator, ready: queue.Queue, stop: threading.Event) -> None:
-    error: BaseException = StopIteration()
+def _read(items: Generator[list, None, None], ready: _Ready) -> None:
+    end = _End(StopIteration())
     try:
-        for item in items:
-            if not _put((item, None), ready, stop):
+        for some in items:
+            if not ready.put(some):
                 return
-    except BaseException as raised:
-        error = raised
+    except BaseException as error:
+        end = _End(error)
     finally:
         items.close()
-    _put((None, error), ready, stop)
-
-
-def _put(entry: tuple, ready: queue.Queue, stop: threading.Event) -> bool:
-    while not stop.is_set():
-        try:
-            ready.put(entry, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False
+    ready.put([end])

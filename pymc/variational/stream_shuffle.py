@@ -29,7 +29,8 @@ from pymc.variational.stream_blocks import (
 
 __all__ = ["shuffle_buffer"]
 
-LARGE_BLOCK_ROWS = 65_536
+# What is taken from the buffer at a time: it fits into a processor's own cache.
+BLOCK_BYTES = 2**20
 
 
 class shuffle_buffer:
@@ -108,6 +109,7 @@ class shuffle_buffer:
         self._blocks = Blocks(source)
         self.n_rows = self._blocks.n_rows
         self.columns = self._blocks.columns
+        self.gives_checked_blocks = self._blocks.checked
         self._rng = np.random.default_rng(seed)
 
     def __iter__(self) -> Iterator[Block]:
@@ -117,9 +119,9 @@ class shuffle_buffer:
 
     def large_blocks(self) -> Iterator[Block]:
         """Give one epoch in the same order in larger blocks, for what cuts batches itself."""
-        return self._epoch(self._rng.spawn(1)[0], max(self.batch_size, LARGE_BLOCK_ROWS))
+        return self._epoch(self._rng.spawn(1)[0], None)
 
-    def _epoch(self, rng: np.random.Generator, block_rows: int) -> Iterator[Block]:
+    def _epoch(self, rng: np.random.Generator, block_rows: int | None) -> Iterator[Block]:
         size = min(self.buffer_size, self.n_rows or self.buffer_size)
         form, filled = None, 0
         for block in self._blocks:
@@ -167,8 +169,9 @@ def _promoted(
 
 
 def _drain(
-    rows: np.ndarray, form: BlockFormat, rng: np.random.Generator, block_rows: int
+    rows: np.ndarray, form: BlockFormat, rng: np.random.Generator, block_rows: int | None
 ) -> Iterator[Block]:
+    block_rows = block_rows or max(1, BLOCK_BYTES // rows.itemsize)
     order = rng.permutation(len(rows))
     for start in range(0, len(rows), block_rows):
         taken = rows.take(order[start : start + block_rows])

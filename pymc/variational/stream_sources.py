@@ -112,6 +112,8 @@ class parquet_source:
     [[0, 1]]
     """
 
+    gives_checked_blocks = True
+
     def __init__(
         self,
         path: str | os.PathLike | Sequence[str | os.PathLike],
@@ -294,7 +296,9 @@ class parquet_source:
 
     def _block(self, batch: Any, where: str) -> dict[str, np.ndarray]:
         block = {}
-        keep = np.ones(batch.num_rows, dtype=bool)
+        keep: Any = slice(None)
+        if self._drop:
+            keep = np.ones(batch.num_rows, dtype=bool)
         for name in self.columns:
             column = batch.column(name)
             if self._drop and column.null_count:
@@ -306,7 +310,7 @@ class parquet_source:
             block[name] = values
         for name, dtype in self._dtypes.items():
             what = f"{where}, column {name!r}"
-            values = block[name] if keep.all() else block[name][keep]
+            values = block[name][keep]
             check_finite(values, what)
             check_exact(values, dtype, what)
             block[name] = values.astype(dtype, copy=False)

@@ -36,6 +36,7 @@ that holds many of them (``parquet_source(..., shuffle_row_groups=True)``). See
 import operator
 import warnings
 
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -239,14 +240,14 @@ class StreamingDataset:
                 self._order = OrderCheck(self._batches.column_names, self.batch_size, limit)
         # The first batch is read now, so that what is wrong with the source is said now, and the
         # buffer never holds made-up numbers. It counts as seen when it is loaded.
-        self._reader: Generator | Prefetch = self._read()
-        first = next(self._reader, None)
-        if first is None:
+        self._reader: Generator[list[_Read], None, None] | Prefetch = self._read()
+        self._ahead: deque[_Read] = deque(next(self._reader, []))
+        if not self._ahead:
             raise ValueError(
                 f"the source has {self._batches.epoch_rows} rows, fewer than one batch of "
                 f"{self.batch_size}, and is read only once. Pass a smaller batch_size."
             )
-        self._ahead: _Read | None = first
+        first = self._ahead[0]
         self._buffers: list[TensorSharedVariable] = []
         for i, values in enumerate(first.batch):
             label = f"{name}.{i}" if self._batches.is_tuple else name
@@ -329,9 +330,7 @@ class StreamingDataset:
         """
         if self._closed:
             raise RuntimeError(f"stream {self.name!r} is closed.")
-        read, self._ahead = self._ahead, None
-        if read is None:
-            read = self._next()
+        read = self._next()
         if read is None:
             message = f"stream {self.name!r} has ended after {self.batches_seen} batches"
             done, asked = self._fit_steps
@@ -401,19 +400,24 @@ class StreamingDataset:
     def close(self) -> None:
         """Close the source's files. The last batch stays in the buffer; no other can be loaded."""
         self._closed = True
-        self._ahead = None
+        self._ahead.clear()
         self._reader.close()
 
-    def _read(self) -> Generator["_Read", None, None]:
+    def _read(self) -> Generator[list["_Read"], None, None]:
         # A function of its own, which keeps no reference to this stream.
         return _read(self._batches, self._order)
 
     def _next(self) -> "_Read | None":
         """Take the next batch from the thread that reads ahead, or read it here."""
+        if self._ahead:
+            return self._ahead.popleft()
         if self._n_ahead and not isinstance(self._reader, Prefetch):
             self._reader = Prefetch(self._reader, self._n_ahead)
         try:
-            return next(self._reader, None)
+            if isinstance(self._reader, Prefetch):
+                return next(self._reader, None)
+            self._ahead.extend(next(self._reader, []))
+            return self._ahead.popleft() if self._ahead else None
         except BaseException:
             # After an error the next call starts an epoch afresh, so that a fit can go on. An
             # interrupt does not concern the thread.
@@ -494,15 +498,18 @@ class _Read(NamedTuple):
     finding: str | None
 
 
-def _read(batches: Batches, order: OrderCheck | None) -> Generator[_Read, None, None]:
-    for batch in batches:
-        finding = order.add(batch) if order is not None else None
-        if order is not None and batches.epoch_rows is not None:
-            finding = finding or order.finding()
-            order = None  # every row was looked at
-        if finding is not None:
-            order = None  # once is enough
-        yield _Read(batch, batches.epoch_rows, finding)
+def _read(batches: Batches, order: OrderCheck | None) -> Generator[list[_Read], None, None]:
+    for several in batches:
+        reads = []
+        for batch in several:
+            finding = order.add(batch) if order is not None else None
+            if order is not None and batches.epoch_rows is not None:
+                finding = finding or order.finding()
+                order = None  # every row was looked at
+            if finding is not None:
+                order = None  # once is enough
+            reads.append(_Read(batch, batches.epoch_rows, finding))
+        yield reads
 
 
 def _as_tuples(shape: Any) -> Any:

@@ -11,6 +11,8 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
+from itertools import chain
+
 import numpy as np
 
 from hypothesis import given, settings
@@ -18,6 +20,10 @@ from hypothesis import strategies as st
 
 from pymc.variational.stream_batches import Batches
 from pymc.variational.stream_blocks import Blocks
+
+
+def flat(batches):
+    return chain.from_iterable(batches)
 
 
 def make(source, batch_size, *, dtype="float64", preprocess_fn=None, cycle=True):
@@ -41,7 +47,7 @@ def test_rows_come_in_order_and_epochs_join_without_a_gap(sizes, batch_size, n_b
     blocks = np.split(rows, np.cumsum(sizes)[:-1])
     for block in blocks:
         block.flags.writeable = False
-    reader = iter(make(blocks, batch_size))
+    reader = flat(make(blocks, batch_size))
     got = [next(reader)[0] for _ in range(n_batches)]
     assert all(batch.shape == (batch_size,) for batch in got)
     expected = np.resize(rows, n_batches * batch_size)
@@ -52,7 +58,7 @@ def test_rows_come_in_order_and_epochs_join_without_a_gap(sizes, batch_size, n_b
 @given(n_rows=st.integers(1, 200), batch_size=st.integers(1, 60))
 def test_without_cycle_whole_batches_of_one_epoch(n_rows, batch_size):
     batches = make(np.arange(n_rows), batch_size, cycle=False)
-    got = [batch[0].copy() for batch in batches]
+    got = [batch[0].copy() for batch in flat(batches)]
     assert len(got) == n_rows // batch_size
     assert batches.epoch_rows == n_rows
     if got:
@@ -60,7 +66,7 @@ def test_without_cycle_whole_batches_of_one_epoch(n_rows, batch_size):
 
 
 def test_batches_may_be_kept():
-    reader = iter(make(np.arange(6), 2))
+    reader = flat(make(np.arange(6), 2))
     kept = [next(reader)[0] for _ in range(3)]
     np.testing.assert_array_equal(kept, [[0, 1], [2, 3], [4, 5]])
 
@@ -72,13 +78,13 @@ def test_a_block_that_the_source_overwrites():
             block[:] = np.arange(start, start + 3)
             yield block
 
-    reader = iter(make(source, 4))
+    reader = flat(make(source, 4))
     np.testing.assert_array_equal([next(reader)[0] for _ in range(3)], np.arange(12).reshape(3, 4))
 
 
 def test_columns_become_a_column_major_matrix():
     batches = make({"x": np.arange(4.0), "n": np.arange(4)}, 2)
-    batch = next(iter(batches))[0]
+    batch = next(flat(batches))[0]
     np.testing.assert_array_equal(batch, [[0, 0], [1, 1]])
     assert batch[:, 0].flags.c_contiguous
     assert batches.columns == ("x", "n")
@@ -94,11 +100,11 @@ def test_the_order_of_columns_is_the_one_that_the_source_names():
 
     batches = make(Source(), 2)
     assert batches.columns == ("a", "b")
-    np.testing.assert_array_equal(next(iter(batches))[0], [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(next(flat(batches))[0], [[1, 2], [3, 4]])
 
 
 def test_one_dtype_for_each_array():
     batches = make((np.zeros((4, 2)), np.arange(4)), 2, dtype=("float32", "int64"))
-    x, n = next(iter(batches))
+    x, n = next(flat(batches))
     assert (x.dtype, n.dtype) == ("float32", "int64")
     assert batches.row_shapes == [(2,), ()]

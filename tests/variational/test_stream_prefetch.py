@@ -34,7 +34,7 @@ def threads():
 def counting(n, at_end=None):
     def items():
         try:
-            yield from range(n)
+            yield from ([i] for i in range(n))
         finally:
             if at_end is not None:
                 at_end.append(threading.current_thread().name)
@@ -54,22 +54,27 @@ def test_no_more_than_asked_for_is_read_ahead():
     def items():
         for i in range(1000):
             read.append(i)
-            yield i
+            yield [i]
 
-    ahead = Prefetch(items(), 5)
+    def wait_until_read(n):
+        deadline = time.monotonic() + 10
+        while len(read) < n and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert len(read) == n
+
+    ahead = Prefetch(items(), 8)
+    wait_until_read(9)  # eight ready, one in hand
     assert next(ahead) == 0
-    deadline = time.monotonic() + 10
-    while len(read) < 7 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    assert len(read) == 7  # one taken, five ready, one in hand
+    wait_until_read(9)  # it is not woken for one
+    assert next(ahead) == 1
+    wait_until_read(11)
     ahead.close()
 
 
 def test_an_error_comes_in_its_place():
     def items():
-        yield 1
-        yield 2
+        yield [1, 2]
         raise OSError("disk on fire")
 
     ahead = Prefetch(items(), 10)
@@ -95,6 +100,25 @@ def test_the_thread_ends(how):
     thread.join(10)
     assert not thread.is_alive()
     assert at_end == ["pymc-stream"]  # files are closed by the thread that opened them
+
+
+def test_close_lets_go_of_what_is_ready():
+    class Item:
+        pass
+
+    made = []
+
+    def items():
+        while True:
+            item = Item()
+            made.append(weakref.ref(item))
+            yield [item]
+
+    ahead = Prefetch(items(), 10)
+    next(ahead)
+    ahead.close()
+    gc.collect()
+    assert made and not any(item() for item in made)
 
 
 def rows(n=20_000):
@@ -172,17 +196,17 @@ def test_a_stream_goes_on_after_an_error():
 
 
 def test_an_interrupt_loses_no_batch(monkeypatch):
-    ds = StreamingDataset(np.arange(1000), batch_size=10)
+    ds = StreamingDataset(np.split(np.arange(1000), 100), batch_size=10)
     next(ds), next(ds)
-    wait = ds._reader._ready.get
+    wait = ds._reader._ready.take
 
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ds._reader._ready, "get", interrupted)
+    monkeypatch.setattr(ds._reader._ready, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ds.advance()
-    monkeypatch.setattr(ds._reader._ready, "get", wait)
+    monkeypatch.setattr(ds._reader._ready, "take", wait)
     assert next(ds)[0] == 20
 
 
@@ -215,7 +239,7 @@ from pymc.variational.stream_prefetch import Prefetch
 
 def items():
     for i in range(3):
-        yield i
+        yield [i]
         time.sleep(0.3)
         print("read", flush=True)
 
