@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from pytensor import config
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.traversal import ancestors
@@ -66,7 +67,7 @@ def prepare_streams(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Check a model's streams, and let its step function run beside the threads that read them.
 
     A function compiled by numba keeps Python's lock while it runs, so that a thread that wants it
-    waits for some steps each time: compiled with ``nogil`` it does not.
+    waits for some steps each time.
 
     Parameters
     ----------
@@ -86,16 +87,33 @@ def prepare_streams(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     mode = get_mode(compile_kwargs.get("mode"))
     if type(mode.linker) is not NumbaLinker:
         return kwargs
-    mode = Mode(_NoGilLinker(), mode.provided_optimizer)
+    mode = Mode(_StepLinker(), mode.provided_optimizer)
     return kwargs | {"compile_kwargs": compile_kwargs | {"mode": mode}}
 
 
-class _NoGilLinker(NumbaLinker):
+class _StepLinker(NumbaLinker):
+    """Compile a function that runs without Python's lock, and is quick to call.
+
+    PyTensor's own takes ``*args``: numba then works out the type of the tuple in each call, which
+    takes longer than the step of a small model if a random generator is in it.
+    """
+
     def jit_compile(self, fn_and_cache: Any) -> Any:
+        from pytensor.link.numba.cache import compile_numba_function_src
         from pytensor.link.numba.dispatch.basic import numba_njit
 
-        # Not from numba's cache, which does not tell this function from the one with the lock.
-        return numba_njit(fn_and_cache[0].py_func, final_function=True, nogil=True)
+        function, key = fn_and_cache
+        if key is not None:
+            # Of its own: numba's cache does not tell this function from the one with the lock.
+            key = f"{key}_fastmath{int(config.numba__fastmath)}_nogil"
+        names = ", ".join(f"i{i}" for i in range(len(self.fgraph.inputs)))
+        step = compile_numba_function_src(
+            f"def step({names}): return function({names})",
+            function_name="step",
+            global_env={"__name__": __name__, "function": function},
+            cache_key=key,
+        )
+        return numba_njit(step, final_function=True, nogil=True, cache=key is not None)
 
 
 def check_streams(model: Any) -> list[StreamingDataset]:
