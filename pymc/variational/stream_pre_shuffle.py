@@ -47,6 +47,8 @@ MANIFEST = "_manifest.json"
 ROW_GROUP_ROWS = READ_ROWS
 ROW_GROUPS_IN_FILE = 64
 COMPRESSION = "lz4"
+# Rows that tell which columns hold few values, and get a dictionary.
+SAMPLE_ROWS = 8192
 # Each bucket is an open file in the first pass, and macOS allows 256 in all. One that turns out
 # too large is split again.
 MAX_BUCKETS = 128
@@ -432,13 +434,12 @@ def _write_files(
 ) -> list[Path]:
     """Write Parquet files, a row group for each table."""
     import pyarrow.parquet as pq
-    import pyarrow.types as pt
 
-    # A dictionary of floats that hardly repeat costs the reader a look-up for nothing.
-    repeating = [column.name for column in schema if not pt.is_floating(column.type)]
     files: list[Path] = []
     with ExitStack() as opened:
         for i, group in enumerate(tables):
+            if i == 0:
+                repeating = _repeating(group)
             if i % ROW_GROUPS_IN_FILE == 0:
                 opened.close()
                 files.append(folder / f"part-{len(files):05d}.parquet")
@@ -450,6 +451,23 @@ def _write_files(
             writer.write_table(group.cast(schema), row_group_size=group.num_rows)
             advance(group.num_rows)
     return files
+
+
+def _repeating(table: Any) -> list[str]:
+    """Name the columns to write with a dictionary, given rows in random order.
+
+    A dictionary of values that hardly repeat costs the writer and the reader time for nothing.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.types as pt
+
+    def repeats(column: Any) -> bool:
+        if pt.is_integer(column.type) or pt.is_temporal(column.type):
+            return 2 * pc.count_distinct(column).as_py() <= len(column)
+        return not pt.is_floating(column.type)
+
+    sample = table.slice(0, SAMPLE_ROWS)
+    return [name for name in sample.schema.names if repeats(sample[name])]
 
 
 def _row_groups(tables: Iterable[Any], n_rows: int) -> Generator[Any, None, None]:

@@ -186,6 +186,26 @@ def test_the_result_is_a_source_of_row_groups_in_random_order(folder, out, monke
     assert np.concatenate([block["row"] for block in again]).tolist() == orders[0]
 
 
+@pytest.mark.parametrize("n", [200, 20_000])
+def test_columns_whose_values_repeat_have_a_dictionary(out, n):
+    rng = np.random.default_rng(1)
+    rows = {
+        "few": rng.integers(50, size=n),
+        "many": rng.permutation(n),
+        "runs": np.arange(n) // 10,  # repeat side by side, but not in another order
+        "float": rng.integers(50, size=n) / 2,
+        "day": np.full(n, "2024-01-01", "datetime64[s]"),
+        "time": np.datetime64("2024-01-01", "s") + np.arange(n),
+        "text": np.full(n, "text"),
+    }
+    shuffled(rows, out)
+    group = pq.read_metadata(out / "part-00000.parquet").row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    repeating = {column.path_in_schema for column in columns if column.has_dictionary_page}
+    # Of the 20,000 rows, 8192 are looked at, which hold nearly all of the 2000 values of "runs".
+    assert repeating == {"few", "runs", "day", "text"}
+
+
 def test_progress_is_shown_if_asked_for(folder, out, tmp_path, capsys):
     pre_shuffle(folder, out, progressbar=False)
     assert capsys.readouterr().out == ""
