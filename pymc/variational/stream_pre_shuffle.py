@@ -49,8 +49,11 @@ ROW_GROUPS_IN_FILE = 64
 COMPRESSION = "lz4"
 # Rows that tell which columns hold few values, and get a dictionary.
 SAMPLE_ROWS = 8192
+# Rows that are scattered at a time, and rows in a bucket, where memory allows as many: few columns
+# of these fit into a CPU's cache, where rows are moved fastest, and a bucket gets enough at once.
+PIECE_ROWS = 262_144
 # Each bucket is an open file in the first pass, and macOS allows 256 in all. One that turns out
-# too large is split again.
+# too large for memory is split again.
 MAX_BUCKETS = 128
 # Parts of the rows that the memory limit stands for: held at a time are parts in their old and in
 # their new order, and what readers, writers and the allocator keep (`python -m benchmarks.layout`).
@@ -187,20 +190,23 @@ def _write(
     """Write the shuffled rows and the manifest into an empty folder."""
     rng = np.random.default_rng(seed)
     part_bytes = min(limit // PARTS_IN_LIMIT, MAX_PART_BYTES)
-    # Files are read beside the work on them; a source of another kind in the caller's thread.
-    tables = iter(rows)
-    parts = _parts(_ahead(tables, threads) if rows.files else tables, part_bytes)
-    first = next(parts, None)
+    tables: Iterator[Any] = iter(rows)
+    first = next(tables, None)
     if first is None:
         raise ValueError("the source has no rows.")
     if not numeric_columns(rows.schema):
         raise TypeError(f"no column of numbers to stream: {rows.schema.names}.")
     row_bytes = max(1.0, first.nbytes / first.num_rows)
+    piece_bytes = min(part_bytes, int(PIECE_ROWS * row_bytes))
     n_buckets = MAX_BUCKETS
     if rows.n_rows is not None:
         _check_disk(folder, int(rows.n_rows * row_bytes) + part_bytes)
-        n_buckets = min(MAX_BUCKETS, 1 + int(1.1 * rows.n_rows * row_bytes / part_bytes))
+        n_buckets = min(MAX_BUCKETS, 1 + int(1.1 * rows.n_rows * row_bytes / piece_bytes))
 
+    pieces = _parts(chain([first], tables), piece_bytes)
+    del first
+    # Files are read beside the work on them; a source of another kind in the caller's thread.
+    parts: Iterator[Any] = _ahead(pieces, 1, threads) if rows.files else pieces
     task = progress.add_task("Scattering rows", total=rows.n_rows)
     contents = Contents()
 
@@ -210,8 +216,6 @@ def _write(
             yield part
             progress.advance(task, part.num_rows)
 
-    parts = chain([first], parts)
-    del first
     buckets = _scatter(counted(), folder / "buckets", n_buckets, rng)
     for file, stamp in zip(rows.files, rows.stamps):
         if stamp_of(file) != stamp:
@@ -221,7 +225,7 @@ def _write(
     group_rows = min(ROW_GROUP_ROWS, 1 + int(part_bytes / row_bytes))
     row_groups = _row_groups(_shuffled(buckets, part_bytes, rng), group_rows)
     files = _write_files(
-        _ahead(row_groups, threads),
+        _ahead(row_groups, TABLES_AHEAD, threads),
         folder,
         rows.schema,
         lambda n_rows: progress.advance(task, n_rows),
@@ -229,7 +233,7 @@ def _write(
     (folder / "buckets").rmdir()
     task = progress.add_task("Checking rows", total=contents.n_rows)
     written = Contents()
-    for table in _ahead(iter(FileTables(files)), threads):
+    for table in _ahead(iter(FileTables(files)), TABLES_AHEAD, threads):
         written.add(table)
         progress.advance(task, table.num_rows)
     if written != contents:
@@ -242,9 +246,9 @@ def _write(
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def _ahead(tables: Generator, threads: ExitStack) -> Prefetch:
+def _ahead(tables: Generator, n_ahead: int, threads: ExitStack) -> Prefetch:
     """Let a thread read tables ahead."""
-    return threads.enter_context(closing(Prefetch(tables, TABLES_AHEAD)))
+    return threads.enter_context(closing(Prefetch(tables, n_ahead)))
 
 
 def _check_finished(place: Path, rows: FileTables | BlockTables, seed: int | None) -> None:
@@ -356,7 +360,7 @@ def _check_disk(folder: Path, n_bytes: int) -> None:
         )
 
 
-def _parts(tables: Iterable[Any], part_bytes: int) -> Iterator[Any]:
+def _parts(tables: Iterable[Any], part_bytes: int) -> Generator[Any, None, None]:
     """Join and cut tables into parts of about ``part_bytes`` in memory."""
     import pyarrow as pa
 
@@ -367,12 +371,12 @@ def _parts(tables: Iterable[Any], part_bytes: int) -> Iterator[Any]:
         for start in range(0, table.num_rows, step):
             piece = table.slice(start, step)
             if held and n_bytes + piece.nbytes > part_bytes:
-                yield pa.concat_tables(held)
+                yield pa.concat_tables(held).combine_chunks()
                 held, n_bytes = [], 0
             held.append(piece)
             n_bytes += piece.nbytes
     if held:
-        yield pa.concat_tables(held)
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _scatter(
@@ -417,7 +421,7 @@ def _shuffled(
                 parts = _parts(pieces, part_bytes)
                 split = _scatter(parts, path.with_suffix(""), n_buckets, rng)
             else:
-                table, split = table.read_all(), []
+                table, split = table.read_all().combine_chunks(), []
         path.unlink()
         if split:
             yield from _shuffled(split, part_bytes, rng, depth + 1)

@@ -285,6 +285,12 @@ def test_one_file(folder, out):
     assert shuffled(folder / "part-1.parquet", folder / "out").n_rows == 25
 
 
+def test_files_without_rows_among_others(folder, out):
+    for name in ("part-", "part-1a", "part-9"):
+        write(folder / f"{name}.parquet", table_of(0, 0).cast(table_of(0, 1).schema))
+    assert shuffled(folder, out).n_rows == 75
+
+
 @pytest.mark.parametrize(
     ("source", "error", "match"),
     [
@@ -468,6 +474,13 @@ def test_many_rows_in_buckets_of_buckets(out, monkeypatch):
     ]
     assert set(sizes[:-1]) == {4}  # as many as fit into a part
     assert sum(sizes) == 500
+
+
+def test_buckets_fit_into_a_cache(out, monkeypatch):
+    calls = spy_on_buckets(monkeypatch)
+    monkeypatch.setattr(stream_pre_shuffle, "PIECE_ROWS", 1000)
+    shuffled({"row": np.arange(10_000)}, out, memory_limit="1GB")
+    assert calls == [(0, 12)]  # 1 + int(1.1 * 10,000 / 1000)
 
 
 # A destination that exists
