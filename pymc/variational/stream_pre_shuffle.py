@@ -20,9 +20,10 @@ import re
 import shutil
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def pre_shuffle(
     """Write the rows of a source to disk in a uniformly random order.
 
     A first pass scatters the rows over buckets on disk at random, a second one shuffles each
-    bucket in memory and writes Parquet files. A third one reads these, and compares number and
-    checksums of the rows with the source's.
+    bucket in memory and writes Parquet files. Each of these is read again once it is complete, and
+    number and checksums of all rows are compared with the source's.
 
     ``destination`` appears when all is done. A run that is killed leaves a folder
     ``<destination>.partial``, which the next call clears away. A call for a source and seed whose
@@ -224,18 +225,27 @@ def _write(
     task = progress.add_task("Shuffling buckets", total=contents.n_rows)
     group_rows = min(ROW_GROUP_ROWS, 1 + int(part_bytes / row_bytes))
     row_groups = _row_groups(_shuffled(buckets, part_bytes, rng), group_rows)
-    files = _write_files(
+    writer = _write_files(
         _ahead(row_groups, TABLES_AHEAD, threads),
         folder,
         rows.schema,
         lambda n_rows: progress.advance(task, n_rows),
     )
-    (folder / "buckets").rmdir()
-    task = progress.add_task("Checking rows", total=contents.n_rows)
+    # Each file is read back while the next one is written.
+    checking = progress.add_task("Checking rows", total=contents.n_rows)
     written = Contents()
-    for table in _ahead(iter(FileTables(files)), TABLES_AHEAD, threads):
-        written.add(table)
-        progress.advance(task, table.num_rows)
+
+    def check(file: Path) -> Path:
+        for table in FileTables([file]):
+            written.add(table)
+            progress.advance(checking, table.num_rows)
+        return file
+
+    checker = ThreadPoolExecutor(1, "pymc-stream")
+    threads.callback(checker.shutdown, cancel_futures=True)
+    checks = [checker.submit(check, file) for file in writer]
+    (folder / "buckets").rmdir()
+    files = [done.result() for done in checks]
     if written != contents:
         raise RuntimeError(
             f"the rows that were written are not those of the source: {written} instead of "
@@ -435,26 +445,27 @@ def _write_files(
     folder: Path,
     schema: Any,
     advance: Callable[[int], None],
-) -> list[Path]:
-    """Write Parquet files, a row group for each table."""
+) -> Iterator[Path]:
+    """Write Parquet files, a row group for each table, and give each file when it is complete."""
     import pyarrow.parquet as pq
 
-    files: list[Path] = []
-    with ExitStack() as opened:
-        for i, group in enumerate(tables):
-            if i == 0:
-                repeating = _repeating(group)
-            if i % ROW_GROUPS_IN_FILE == 0:
-                opened.close()
-                files.append(folder / f"part-{len(files):05d}.parquet")
-                writer = opened.enter_context(
-                    pq.ParquetWriter(
-                        files[-1], schema, compression=COMPRESSION, use_dictionary=repeating
-                    )
-                )
-            writer.write_table(group.cast(schema), row_group_size=group.num_rows)
-            advance(group.num_rows)
-    return files
+    repeating: list[str] = []
+    tables = iter(tables)
+    for i in count():
+        file = folder / f"part-{i:05d}.parquet"
+        groups = islice(tables, ROW_GROUPS_IN_FILE)
+        first = next(groups, None)
+        if first is None:
+            return
+        if i == 0:
+            repeating = _repeating(first)
+        with pq.ParquetWriter(
+            file, schema, compression=COMPRESSION, use_dictionary=repeating
+        ) as writer:
+            for group in chain([first], groups):
+                writer.write_table(group.cast(schema), row_group_size=group.num_rows)
+                advance(group.num_rows)
+        yield file
 
 
 def _repeating(table: Any) -> list[str]:
