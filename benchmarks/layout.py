@@ -38,19 +38,25 @@ from examples.order_book.output import console
 from pymc.variational.streaming import parquet_source, pre_shuffle
 
 # Row-group size, codec, and which columns have a dictionary.
-DEFAULT = (131_072, "lz4", "all but floats")
+DEFAULT = (131_072, "lz4", "few values")
 LAYOUTS = [
     DEFAULT,
     *((rows, *DEFAULT[1:]) for rows in (8192, 32_768, 1_048_576)),
     *((DEFAULT[0], codec, DEFAULT[2]) for codec in ("none", "snappy", "zstd")),
-    *((*DEFAULT[:2], dictionary) for dictionary in ("all", "none")),
+    *((*DEFAULT[:2], dictionary) for dictionary in ("all", "all but floats", "none")),
 ]
 ROUNDS = 7
 
 
 def write(table, path: Path, group_rows: int, codec: str, dictionary: str) -> None:
     """Write a table in one of the layouts."""
-    dictionaries = {"all": True, "none": False, "all but floats": ["time", "up"]}[dictionary]
+    few_values = ["spread", "up"]
+    dictionaries = {
+        "all": True,
+        "all but floats": ["time", *few_values],
+        "few values": few_values,
+        "none": False,
+    }[dictionary]
     pq.write_table(
         table, path, row_group_size=group_rows, compression=codec, use_dictionary=dictionaries
     )

@@ -106,6 +106,7 @@ class _StepLinker(NumbaLinker):
         if key is not None:
             # Of its own: numba's cache does not tell this function from the one with the lock.
             key = f"{key}_fastmath{int(config.numba__fastmath)}_nogil"
+        assert self.fgraph is not None
         names = ", ".join(f"i{i}" for i in range(len(self.fgraph.inputs)))
         step = compile_numba_function_src(
             f"def step({names}): return function({names})",

@@ -20,9 +20,10 @@ import re
 import shutil
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,13 @@ MANIFEST = "_manifest.json"
 ROW_GROUP_ROWS = READ_ROWS
 ROW_GROUPS_IN_FILE = 64
 COMPRESSION = "lz4"
+# Rows that tell which columns hold few values, and get a dictionary.
+SAMPLE_ROWS = 8192
+# Rows that are scattered at a time, and rows in a bucket, where memory allows as many: few columns
+# of these fit into a CPU's cache, where rows are moved fastest, and a bucket gets enough at once.
+PIECE_ROWS = 262_144
 # Each bucket is an open file in the first pass, and macOS allows 256 in all. One that turns out
-# too large is split again.
+# too large for memory is split again.
 MAX_BUCKETS = 128
 # Parts of the rows that the memory limit stands for: held at a time are parts in their old and in
 # their new order, and what readers, writers and the allocator keep (`python -m benchmarks.layout`).
@@ -71,8 +77,8 @@ def pre_shuffle(
     """Write the rows of a source to disk in a uniformly random order.
 
     A first pass scatters the rows over buckets on disk at random, a second one shuffles each
-    bucket in memory and writes Parquet files. A third one reads these, and compares number and
-    checksums of the rows with the source's.
+    bucket in memory and writes Parquet files. Each of these is read again once it is complete, and
+    number and checksums of all rows are compared with the source's.
 
     ``destination`` appears when all is done. A run that is killed leaves a folder
     ``<destination>.partial``, which the next call clears away. A call for a source and seed whose
@@ -185,20 +191,23 @@ def _write(
     """Write the shuffled rows and the manifest into an empty folder."""
     rng = np.random.default_rng(seed)
     part_bytes = min(limit // PARTS_IN_LIMIT, MAX_PART_BYTES)
-    # Files are read beside the work on them; a source of another kind in the caller's thread.
-    tables = iter(rows)
-    parts = _parts(_ahead(tables, threads) if rows.files else tables, part_bytes)
-    first = next(parts, None)
+    tables: Iterator[Any] = iter(rows)
+    first = next(tables, None)
     if first is None:
         raise ValueError("the source has no rows.")
     if not numeric_columns(rows.schema):
         raise TypeError(f"no column of numbers to stream: {rows.schema.names}.")
     row_bytes = max(1.0, first.nbytes / first.num_rows)
+    piece_bytes = min(part_bytes, int(PIECE_ROWS * row_bytes))
     n_buckets = MAX_BUCKETS
     if rows.n_rows is not None:
         _check_disk(folder, int(rows.n_rows * row_bytes) + part_bytes)
-        n_buckets = min(MAX_BUCKETS, 1 + int(1.1 * rows.n_rows * row_bytes / part_bytes))
+        n_buckets = min(MAX_BUCKETS, 1 + int(1.1 * rows.n_rows * row_bytes / piece_bytes))
 
+    pieces = _parts(chain([first], tables), piece_bytes)
+    del first
+    # Files are read beside the work on them; a source of another kind in the caller's thread.
+    parts: Iterator[Any] = _ahead(pieces, 1, threads) if rows.files else pieces
     task = progress.add_task("Scattering rows", total=rows.n_rows)
     contents = Contents()
 
@@ -208,8 +217,6 @@ def _write(
             yield part
             progress.advance(task, part.num_rows)
 
-    parts = chain([first], parts)
-    del first
     buckets = _scatter(counted(), folder / "buckets", n_buckets, rng)
     for file, stamp in zip(rows.files, rows.stamps):
         if stamp_of(file) != stamp:
@@ -218,18 +225,27 @@ def _write(
     task = progress.add_task("Shuffling buckets", total=contents.n_rows)
     group_rows = min(ROW_GROUP_ROWS, 1 + int(part_bytes / row_bytes))
     row_groups = _row_groups(_shuffled(buckets, part_bytes, rng), group_rows)
-    files = _write_files(
-        _ahead(row_groups, threads),
+    writer = _write_files(
+        _ahead(row_groups, TABLES_AHEAD, threads),
         folder,
         rows.schema,
         lambda n_rows: progress.advance(task, n_rows),
     )
-    (folder / "buckets").rmdir()
-    task = progress.add_task("Checking rows", total=contents.n_rows)
+    # Each file is read back while the next one is written.
+    checking = progress.add_task("Checking rows", total=contents.n_rows)
     written = Contents()
-    for table in _ahead(iter(FileTables(files)), threads):
-        written.add(table)
-        progress.advance(task, table.num_rows)
+
+    def check(file: Path) -> Path:
+        for table in FileTables([file]):
+            written.add(table)
+            progress.advance(checking, table.num_rows)
+        return file
+
+    checker = ThreadPoolExecutor(1, "pymc-stream")
+    threads.callback(checker.shutdown, cancel_futures=True)
+    checks = [checker.submit(check, file) for file in writer]
+    (folder / "buckets").rmdir()
+    files = [done.result() for done in checks]
     if written != contents:
         raise RuntimeError(
             f"the rows that were written are not those of the source: {written} instead of "
@@ -240,10 +256,10 @@ def _write(
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def _ahead(tables: Generator, threads: ExitStack) -> Prefetch:
+def _ahead(tables: Generator, n_ahead: int, threads: ExitStack) -> Prefetch:
     """Let a thread read tables ahead."""
     one_by_one = ([table] for table in tables)
-    return threads.enter_context(closing(Prefetch(one_by_one, TABLES_AHEAD)))
+    return threads.enter_context(closing(Prefetch(one_by_one, n_ahead)))
 
 
 def _check_finished(place: Path, rows: FileTables | BlockTables, seed: int | None) -> None:
@@ -355,7 +371,7 @@ def _check_disk(folder: Path, n_bytes: int) -> None:
         )
 
 
-def _parts(tables: Iterable[Any], part_bytes: int) -> Iterator[Any]:
+def _parts(tables: Iterable[Any], part_bytes: int) -> Generator[Any, None, None]:
     """Join and cut tables into parts of about ``part_bytes`` in memory."""
     import pyarrow as pa
 
@@ -366,12 +382,12 @@ def _parts(tables: Iterable[Any], part_bytes: int) -> Iterator[Any]:
         for start in range(0, table.num_rows, step):
             piece = table.slice(start, step)
             if held and n_bytes + piece.nbytes > part_bytes:
-                yield pa.concat_tables(held)
+                yield pa.concat_tables(held).combine_chunks()
                 held, n_bytes = [], 0
             held.append(piece)
             n_bytes += piece.nbytes
     if held:
-        yield pa.concat_tables(held)
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _scatter(
@@ -416,7 +432,7 @@ def _shuffled(
                 parts = _parts(pieces, part_bytes)
                 split = _scatter(parts, path.with_suffix(""), n_buckets, rng)
             else:
-                table, split = table.read_all(), []
+                table, split = table.read_all().combine_chunks(), []
         path.unlink()
         if split:
             yield from _shuffled(split, part_bytes, rng, depth + 1)
@@ -430,27 +446,44 @@ def _write_files(
     folder: Path,
     schema: Any,
     advance: Callable[[int], None],
-) -> list[Path]:
-    """Write Parquet files, a row group for each table."""
+) -> Iterator[Path]:
+    """Write Parquet files, a row group for each table, and give each file when it is complete."""
     import pyarrow.parquet as pq
+
+    repeating: list[str] = []
+    tables = iter(tables)
+    for i in count():
+        file = folder / f"part-{i:05d}.parquet"
+        groups = islice(tables, ROW_GROUPS_IN_FILE)
+        first = next(groups, None)
+        if first is None:
+            return
+        if i == 0:
+            repeating = _repeating(first)
+        with pq.ParquetWriter(
+            file, schema, compression=COMPRESSION, use_dictionary=repeating
+        ) as writer:
+            for group in chain([first], groups):
+                writer.write_table(group.cast(schema), row_group_size=group.num_rows)
+                advance(group.num_rows)
+        yield file
+
+
+def _repeating(table: Any) -> list[str]:
+    """Name the columns to write with a dictionary, given rows in random order.
+
+    A dictionary of values that hardly repeat costs the writer and the reader time for nothing.
+    """
+    import pyarrow.compute as pc
     import pyarrow.types as pt
 
-    # A dictionary of floats that hardly repeat costs the reader a look-up for nothing.
-    repeating = [column.name for column in schema if not pt.is_floating(column.type)]
-    files: list[Path] = []
-    with ExitStack() as opened:
-        for i, group in enumerate(tables):
-            if i % ROW_GROUPS_IN_FILE == 0:
-                opened.close()
-                files.append(folder / f"part-{len(files):05d}.parquet")
-                writer = opened.enter_context(
-                    pq.ParquetWriter(
-                        files[-1], schema, compression=COMPRESSION, use_dictionary=repeating
-                    )
-                )
-            writer.write_table(group.cast(schema), row_group_size=group.num_rows)
-            advance(group.num_rows)
-    return files
+    def repeats(column: Any) -> bool:
+        if pt.is_integer(column.type) or pt.is_temporal(column.type):
+            return 2 * pc.count_distinct(column).as_py() <= len(column)
+        return not pt.is_floating(column.type)
+
+    sample = table.slice(0, SAMPLE_ROWS)
+    return [name for name in sample.schema.names if repeats(sample[name])]
 
 
 def _row_groups(tables: Iterable[Any], n_rows: int) -> Generator[Any, None, None]:

@@ -110,7 +110,7 @@ class FileTables:
                     size = reader.metadata.row_group(group)
                     fitting = READ_BYTES * size.num_rows // max(1, size.total_byte_size)
                     n_rows = max(1, min(READ_ROWS, fitting))
-                    for batch in reader.iter_batches(n_rows, row_groups=[group]):
+                    for batch in reader.iter_batches(n_rows, row_groups=[group], use_threads=False):
                         table = pa.Table.from_batches([batch])
                         yield _cast(table, schema, f"{file}, row group {group}")
 

@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 
 from pathlib import Path
@@ -28,9 +29,10 @@ import pytest
 
 from scipy.stats import chi2
 
-from pymc.variational import stream_pre_shuffle
+from pymc.variational import stream_pre_shuffle, stream_tables
 from pymc.variational.stream_pre_shuffle import MANIFEST, pre_shuffle
 from pymc.variational.stream_sources import parquet_source
+from pymc.variational.stream_tables import Contents, FileTables
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -186,6 +188,26 @@ def test_the_result_is_a_source_of_row_groups_in_random_order(folder, out, monke
     assert np.concatenate([block["row"] for block in again]).tolist() == orders[0]
 
 
+@pytest.mark.parametrize("n", [200, 20_000])
+def test_columns_whose_values_repeat_have_a_dictionary(out, n):
+    rng = np.random.default_rng(1)
+    rows = {
+        "few": rng.integers(50, size=n),
+        "many": rng.permutation(n),
+        "runs": np.arange(n) // 10,  # repeat side by side, but not in another order
+        "float": rng.integers(50, size=n) / 2,
+        "day": np.full(n, "2024-01-01", "datetime64[s]"),
+        "time": np.datetime64("2024-01-01", "s") + np.arange(n),
+        "text": np.full(n, "text"),
+    }
+    shuffled(rows, out)
+    group = pq.read_metadata(out / "part-00000.parquet").row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    repeating = {column.path_in_schema for column in columns if column.has_dictionary_page}
+    # Of the 20,000 rows, 8192 are looked at, which hold nearly all of the 2000 values of "runs".
+    assert repeating == {"few", "runs", "day", "text"}
+
+
 def test_progress_is_shown_if_asked_for(folder, out, tmp_path, capsys):
     pre_shuffle(folder, out, progressbar=False)
     assert capsys.readouterr().out == ""
@@ -263,6 +285,12 @@ def test_one_file(folder, out):
     assert shuffled(folder / "part-1.parquet", out).n_rows == 25
     # Beside the file, and so in its folder.
     assert shuffled(folder / "part-1.parquet", folder / "out").n_rows == 25
+
+
+def test_files_without_rows_among_others(folder, out):
+    for name in ("part-", "part-1a", "part-9"):
+        write(folder / f"{name}.parquet", table_of(0, 0).cast(table_of(0, 1).schema))
+    assert shuffled(folder, out).n_rows == 75
 
 
 @pytest.mark.parametrize(
@@ -450,6 +478,81 @@ def test_many_rows_in_buckets_of_buckets(out, monkeypatch):
     assert sum(sizes) == 500
 
 
+def test_buckets_fit_into_a_cache(out, monkeypatch):
+    calls = spy_on_buckets(monkeypatch)
+    monkeypatch.setattr(stream_pre_shuffle, "PIECE_ROWS", 1000)
+    shuffled({"row": np.arange(10_000)}, out, memory_limit="1GB")
+    assert calls == [(0, 12)]  # 1 + int(1.1 * 10,000 / 1000)
+
+
+# Threads
+
+
+def make_slow(monkeypatch, place, name, seconds):
+    """Let a function, or each step of what it gives, take a random while longer."""
+    work = getattr(place, name)
+    rng = np.random.default_rng()
+
+    def slow_steps(items):
+        for item in items:
+            time.sleep(seconds * rng.random())
+            yield item
+
+    def slow(*args, **kwargs):
+        time.sleep(seconds * rng.random())
+        result = work(*args, **kwargs)
+        return slow_steps(result) if hasattr(result, "__next__") else result
+
+    monkeypatch.setattr(place, name, slow)
+
+
+def make_many_tables(monkeypatch):
+    """Make parts, buckets, row groups and files of a few rows."""
+    monkeypatch.setattr(stream_pre_shuffle, "PIECE_ROWS", 20)
+    monkeypatch.setattr(stream_pre_shuffle, "ROW_GROUP_ROWS", 5)
+    monkeypatch.setattr(stream_pre_shuffle, "ROW_GROUPS_IN_FILE", 3)
+
+
+STEPS = {
+    "read": (FileTables, "__iter__"),  # the source, and what was written
+    "join": (stream_pre_shuffle, "_parts"),
+    "shuffle": (stream_pre_shuffle, "_shuffled"),
+    "write": (pq.ParquetWriter, "write_table"),
+    "count": (Contents, "add"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_result_does_not_depend_on_which_thread_is_slow(folder, tmp_path, monkeypatch, step):
+    make_many_tables(monkeypatch)
+    shuffled(folder, tmp_path / "expected")
+    expected = bytes_in(tmp_path / "expected")
+    assert len(expected) == 5 + 1  # files, and the manifest
+    make_slow(monkeypatch, *STEPS[step], seconds=0.01)
+    for i in range(3):
+        shuffled(folder, tmp_path / str(i))
+        assert bytes_in(tmp_path / str(i)) == expected
+
+
+@pytest.mark.parametrize("step", ["write", "count"])
+def test_memory_is_bounded_whichever_thread_is_slow(tmp_path, out, monkeypatch, step):
+    n, limit = 1_500_000, 32_000_000
+    rng = np.random.default_rng(1)
+    rows = pa.table({"row": np.arange(n), **{name: rng.normal(size=n) for name in "abcd"}})
+    assert rows.nbytes > 1.8 * limit
+    pq.write_table(rows, tmp_path / "in.parquet", row_group_size=50_000)
+    del rows
+    make_slow(monkeypatch, *STEPS[step], seconds=0.05)
+    default = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(counting)
+    try:
+        shuffled(tmp_path / "in.parquet", out, memory_limit=limit)
+    finally:
+        pa.set_memory_pool(default)
+    assert counting.max_memory() < limit
+
+
 # A destination that exists
 
 
@@ -629,6 +732,36 @@ def test_an_error_in_a_later_pass_leaves_nothing(folder, tmp_path, out, monkeypa
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt("stop")])
+@pytest.mark.parametrize(
+    ("place", "name", "rows_before"),
+    [
+        (stream_tables, "_cast", 20),  # in the thread that reads the source
+        (pq.ParquetWriter, "write_table", 20),  # in the second file, with the first one complete
+        (stream_tables, "_cast", 75 + 20),  # in the thread that reads the second file again
+    ],
+)
+def test_an_error_in_a_thread_ends_all_and_leaves_nothing(
+    folder, tmp_path, out, monkeypatch, error, place, name, rows_before
+):
+    work, n_rows = getattr(place, name), 0
+
+    def failing(*args, **kwargs):
+        nonlocal n_rows
+        n_rows += next(arg for arg in args if isinstance(arg, pa.Table)).num_rows
+        if n_rows > rows_before:
+            raise error
+        return work(*args, **kwargs)
+
+    make_many_tables(monkeypatch)
+    monkeypatch.setattr(place, name, failing)
+    before = threading.active_count()
+    with pytest.raises(type(error), match=str(error)):
+        shuffled(folder, out)
+    assert threading.active_count() == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_two_calls_at_once(folder, tmp_path, out):
     pytest.importorskip("fcntl")
 
@@ -748,6 +881,27 @@ def test_rows_that_are_lost_or_altered_are_noticed(tmp_path, out, monkeypatch, d
     with pytest.raises(RuntimeError, match="rows that were written are not those of the source"):
         shuffled(table, out)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n_before", [0, 2, 4])
+def test_a_file_that_is_altered_once_it_is_written_is_noticed(
+    folder, tmp_path, out, monkeypatch, n_before
+):
+    """It is what is on disk that is compared with the source."""
+    make_many_tables(monkeypatch)
+    write_files = stream_pre_shuffle._write_files
+
+    def damaged(*args):
+        for i, file in enumerate(write_files(*args)):
+            if i == n_before:
+                table = pq.read_table(file)
+                pq.write_table(change_a_value(table), file)
+            yield file
+
+    monkeypatch.setattr(stream_pre_shuffle, "_write_files", damaged)
+    with pytest.raises(RuntimeError, match="rows that were written are not those of the source"):
+        shuffled(folder, out)
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_the_manifest_records_what_was_done(folder, out):
