@@ -17,6 +17,7 @@ Sources and shuffles know nothing of PyTensor or of models.
 """
 
 import operator
+import re
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ Block = np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...]
 
 # Rows in a slice of a source that is one array: a view, so only copies downstream cost memory.
 SLICE_ROWS = 65_536
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def positive_int(value: Any, name: str) -> int:
@@ -41,6 +43,15 @@ def positive_int(value: Any, name: str) -> int:
     if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}.")
     return size
+
+
+def bytes_of(memory: Any, name: str) -> int:
+    """Return an amount of memory given by the user in bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(memory))
+    unit = match and UNITS.get((match[2] or "B").upper())
+    if not match or not unit or isinstance(memory, bool):
+        raise ValueError(f'{name} must be bytes or, say, "256MB"; got {memory!r}.')
+    return int(float(match[1]) * unit)
 
 
 def check_exact(values: np.ndarray, dtype: np.dtype, what: str) -> None:

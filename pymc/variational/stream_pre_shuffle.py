@@ -31,6 +31,7 @@ import numpy as np
 
 from rich.progress import Progress
 
+from pymc.variational.stream_blocks import bytes_of
 from pymc.variational.stream_prefetch import Prefetch
 from pymc.variational.stream_sources import READ_ROWS, parquet_source, stamp_of
 from pymc.variational.stream_tables import (
@@ -63,7 +64,8 @@ PARTS_IN_LIMIT = 20
 TABLES_AHEAD = 4
 # Arrow's strings have offsets of 32 bits, and a bucket may be twice as large as a part.
 MAX_PART_BYTES = 2**29
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+# A limit that leaves room for parts of some rows each.
+MIN_MEMORY = 16 * 10**6
 
 
 def pre_shuffle(
@@ -155,7 +157,9 @@ def pre_shuffle(
     if seed is not None and (isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0):
         raise ValueError(f"seed must be an integer from 0 on, or None; got {seed!r}.")
     seed = None if seed is None else int(seed)
-    limit = _bytes_of(memory_limit)
+    limit = bytes_of(memory_limit, "memory_limit")
+    if limit < MIN_MEMORY:
+        raise ValueError(f"memory_limit must be at least 16 MB, got {memory_limit!r}.")
     place = Path(destination).expanduser().absolute()
     partial = Path(f"{place}.partial")
     rows = tables_of(source)
@@ -348,17 +352,6 @@ def _remove_contents(folder: Path) -> None:
             shutil.rmtree(item)
         else:
             item.unlink()
-
-
-def _bytes_of(limit: int | str) -> int:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(limit))
-    unit = match and UNITS.get((match[2] or "B").upper())
-    if not match or not unit or isinstance(limit, bool):
-        raise ValueError(f'memory_limit must be bytes or, say, "256MB"; got {limit!r}.')
-    n_bytes = int(float(match[1]) * unit)
-    if n_bytes < 16 * 10**6:
-        raise ValueError(f"memory_limit must be at least 16 MB, got {limit!r}.")
-    return n_bytes
 
 
 def _check_disk(folder: Path, n_bytes: int) -> None:

@@ -22,6 +22,7 @@ from pymc.variational.stream_blocks import (
     Block,
     BlockFormat,
     Blocks,
+    bytes_of,
     check_exact,
     n_rows_of,
     positive_int,
@@ -46,8 +47,10 @@ class shuffle_buffer:
     ----------
     source : object
         Any source that :class:`StreamingDataset` takes.
-    buffer_size : int
-        Rows in the buffer: memory is ``buffer_size`` times the bytes of a row.
+    buffer_size : int or str
+        Rows in the buffer. Or the memory for them, in bytes with a unit (kB, MB, GB, KiB, MiB,
+        GiB), as ``"256MB"``: as many rows as this holds in the types of the source's first block,
+        with 8 bytes each for their order. Batches that are kept ready come on top.
     batch_size : int
         Rows in a batch, at most ``buffer_size``.
     seed : int, Generator or SeedSequence, optional
@@ -57,6 +60,8 @@ class shuffle_buffer:
     ----------
     source : object
         The source that is shuffled.
+    buffer_size : int
+        Rows in the buffer.
     n_rows : int or None
         Rows in an epoch, where the source tells.
     columns : tuple of str or None
@@ -65,7 +70,8 @@ class shuffle_buffer:
     Raises
     ------
     TypeError, ValueError
-        If a size is not a positive integer, or the buffer is smaller than a batch.
+        If a size is not a positive integer, or the buffer is smaller than a batch; if memory is
+        given for rows of an iterator, whose first block cannot be looked at and come again.
 
     Notes
     -----
@@ -94,19 +100,23 @@ class shuffle_buffer:
         self,
         source: Any,
         *,
-        buffer_size: int,
+        buffer_size: int | str,
         batch_size: int,
         seed: int | np.random.Generator | np.random.SeedSequence | None = None,
     ):
-        self.buffer_size = positive_int(buffer_size, "buffer_size")
-        self.batch_size = positive_int(batch_size, "batch_size")
-        if self.buffer_size < self.batch_size:
-            raise ValueError(
-                f"buffer_size={self.buffer_size} is smaller than batch_size={self.batch_size}: "
-                "a buffer must hold at least one batch, and shuffles better the more it holds."
-            )
         self.source = source
         self._blocks = Blocks(source)
+        self.batch_size = positive_int(batch_size, "batch_size")
+        if isinstance(buffer_size, str):
+            self.buffer_size = self._rows_in(bytes_of(buffer_size, "buffer_size"))
+        else:
+            self.buffer_size = positive_int(buffer_size, "buffer_size")
+        if self.buffer_size < self.batch_size:
+            rows = f", {self.buffer_size} rows," if isinstance(buffer_size, str) else ""
+            raise ValueError(
+                f"buffer_size={buffer_size}{rows} is smaller than batch_size={self.batch_size}: "
+                "a buffer must hold at least one batch, and shuffles better the more it holds."
+            )
         self.n_rows = self._blocks.n_rows
         self.columns = self._blocks.columns
         self.gives_checked_blocks = self._blocks.checked
@@ -120,6 +130,22 @@ class shuffle_buffer:
     def large_blocks(self) -> Iterator[Block]:
         """Give one epoch in the same order in larger blocks, for what cuts batches itself."""
         return self._epoch(self._rng.spawn(1)[0], None)
+
+    def _rows_in(self, n_bytes: int) -> int:
+        """Tell how many rows of the source so much memory holds."""
+        if self._blocks.one_shot:
+            raise TypeError(
+                "buffer_size: how many rows of an iterator fit into memory is not known before it "
+                "is read. Pass the number of rows, or a function that returns a fresh iterator."
+            )
+        # Looking at files does not count as an epoch of theirs.
+        look = getattr(self.source, "in_file_order", self._blocks.__iter__)
+        first = next(look(), None)
+        if first is None:
+            raise ValueError("the source has no rows.")
+        form = BlockFormat.of(first)
+        order = np.dtype(np.int64)
+        return n_bytes // (_empty_rows(0, form, form.dtypes).itemsize + order.itemsize)
 
     def _epoch(self, rng: np.random.Generator, block_rows: int | None) -> Iterator[Block]:
         size = min(self.buffer_size, self.n_rows or self.buffer_size)

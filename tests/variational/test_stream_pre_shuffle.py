@@ -365,7 +365,7 @@ def test_a_source_in_the_folder_that_would_be_cleared_away(tmp_path):
     ],
 )
 def test_memory_limit(limit, n_bytes):
-    assert stream_pre_shuffle._bytes_of(limit) == n_bytes
+    assert stream_pre_shuffle.bytes_of(limit, "memory_limit") == n_bytes
 
 
 @pytest.mark.parametrize(
@@ -408,10 +408,10 @@ def wide_rows(n):
 def make_small(monkeypatch, part_rows, max_buckets):
     """Make buckets of a few such rows."""
 
-    def few_bytes(memory_limit):
+    def few_bytes(memory_limit, name):
         return stream_pre_shuffle.PARTS_IN_LIMIT * 1000 * part_rows
 
-    monkeypatch.setattr(stream_pre_shuffle, "_bytes_of", few_bytes)
+    monkeypatch.setattr(stream_pre_shuffle, "bytes_of", few_bytes)
     monkeypatch.setattr(stream_pre_shuffle, "MAX_BUCKETS", max_buckets)
 
 

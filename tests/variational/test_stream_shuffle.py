@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pymc.variational.stream_shuffle import shuffle_buffer
+from pymc.variational.stream_sources import parquet_source
 
 
 def flat(batches):
@@ -142,6 +143,43 @@ def test_an_integer_that_does_not_fit_beside_floats():
     for source in (blocks, blocks[::-1]):
         with pytest.raises(ValueError, match="array: 9007199254740993 cannot be held exactly"):
             list(shuffle_buffer(source, buffer_size=10, batch_size=2))
+
+
+def test_a_buffer_in_bytes():
+    rows = {"x": np.zeros(10_000), "n": np.zeros(10_000, "int8")}  # 16 bytes side by side
+    shuffled = shuffle_buffer(rows, buffer_size="24kB", batch_size=4)
+    assert shuffled.buffer_size == 24_000 // (16 + 8)
+    same = shuffle_buffer(rows, buffer_size=1000, batch_size=4, seed=1)
+    for batch, other in zip(shuffle_buffer(rows, buffer_size="24 kB", batch_size=4, seed=1), same):
+        np.testing.assert_array_equal(batch["x"], other["x"])
+
+
+def test_a_buffer_in_bytes_does_not_use_up_an_epoch(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
+    pq.write_table(pa.table({"n": np.arange(100)}), tmp_path / "rows.parquet", row_group_size=10)
+
+    def rows(buffer_size):
+        source = parquet_source(tmp_path, shuffle_row_groups=True, seed=1)
+        batches = shuffle_buffer(source, buffer_size=buffer_size, batch_size=5, seed=1)
+        assert batches.buffer_size == 10
+        return np.concatenate([batch["n"] for batch in batches])
+
+    np.testing.assert_array_equal(rows("160B"), rows(10))
+
+
+@pytest.mark.parametrize(
+    "source, buffer_size, error, match",
+    [
+        (np.zeros(9), "much", ValueError, r'buffer_size must be bytes or, say, "256MB"'),
+        (np.zeros(9), "40B", ValueError, r"buffer_size=40B, 2 rows, is smaller than batch_size=4"),
+        (iter([np.zeros(9)]), "1MB", TypeError, r"how many rows of an iterator fit"),
+        ([], "1MB", ValueError, r"no rows"),
+    ],
+)
+def test_bad_buffers_in_bytes(source, buffer_size, error, match):
+    with pytest.raises(error, match=match):
+        shuffle_buffer(source, buffer_size=buffer_size, batch_size=4)
 
 
 def test_the_source_is_untouched():
