@@ -5,7 +5,7 @@ PYTHON ?=
 BIN := .venv/bin
 BUILD := pyproject.toml hatch_build.py scripts/fork.py $(shell find patches -name '*.patch')
 
-.PHONY: help demo test lint docs series prove clean
+.PHONY: help demo test lint docs bench series prove clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test    the test suite"
 	@echo "make lint    ruff, mypy, yaml and toml checks, and whether patches/ is what pymc/ holds"
 	@echo "make docs    the documentation, into docs/build/html"
+	@echo "make bench   speed and memory in one table, in under 10 minutes (ARGS=--help tells more)"
 	@echo "make series  the change as a git am series, into series/"
 	@echo "make prove   apply that series to the upstream release and run its tests there"
 	@echo "make clean   remove the environment and what was built"
@@ -28,6 +29,9 @@ lint: .venv/.dev
 
 docs: .venv/.docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs/source docs/build/html
+
+bench: .venv/.test
+	$(BIN)/python -m benchmarks $(ARGS)
 
 series: .venv/.test
 	rm -rf series

@@ -35,7 +35,6 @@ import pyarrow.parquet as pq
 BATCH_SIZE = 4096
 BUFFER_SIZE = 1_000_000
 WARM_UP_BATCHES = 5
-LIMIT_SECONDS = 60
 ORDER_BOOK = ["mid", "spread", "imbalance", "up"]
 ABSENT = 3  # exit code
 
@@ -57,27 +56,33 @@ def peak_mb() -> float:
     return kb / 1e3
 
 
-def measure(batches: Callable[[], Iterator], max_rows: int) -> dict:
-    """Time one epoch of batches, or the first `max_rows` rows or 60 seconds of it.
+def measure(batches: Callable[[], Iterator], max_rows: int, max_seconds: float) -> dict:
+    """Time one epoch of batches, or the first `max_rows` rows of it.
 
     A few batches of an iterator of its own are the warm-up. The iterator that is timed starts
-    afresh: filling a shuffle buffer counts.
+    afresh: filling a shuffle buffer counts. A loader that takes longer than `max_seconds` after its
+    first batch is stopped, and is taken to go on at the pace that it had since.
     """
     for _ in islice(batches(), WARM_UP_BATCHES):
         pass
     start = looked = time.perf_counter()
-    rows, first, peak = 0, 0.0, 0.0
+    rows, first_rows, first, peak = 0, 0, start, 0.0
     for batch in batches():
         now = time.perf_counter()
-        first = first or now - start
         rows += len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
-        done = rows >= max_rows or now - start > LIMIT_SECONDS
+        if not first_rows:
+            first, first_rows = now, rows
+        stopped = now - first > max_seconds
+        done = stopped or rows >= max_rows
         if done or not peak or now - looked > 1:
             peak, looked = max(peak, peak_mb()), now
         if done:
             break
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "rows": rows, "first_seconds": first, "peak_mb": peak}
+    if stopped and rows < max_rows:
+        seconds += (now - first) * (max_rows - rows) / (rows - first_rows)
+        rows = max_rows
+    return {"seconds": seconds, "rows": rows, "first_seconds": first - start, "peak_mb": peak}
 
 
 def by_hand(folder: Path, columns: list[str], shuffle: bool, seed: int = 0) -> Iterator[np.ndarray]:
@@ -210,7 +215,8 @@ def load(peer: str, options: argparse.Namespace) -> dict:
     """Time the loader of a peer on the first columns of a folder of Parquet files."""
     first = min(options.folder.glob("*.parquet"))
     columns = pq.read_schema(first).names[: options.columns]
-    return measure(LOADERS[peer](options.folder, columns, options.shuffle), options.rows)
+    batches = LOADERS[peer](options.folder, columns, options.shuffle)
+    return measure(batches, options.rows, options.seconds)
 
 
 def pre_shuffle(peer: str, options: argparse.Namespace) -> dict:
@@ -353,6 +359,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="Parquet files")
     parser.add_argument("--columns", type=int, default=4, help="loader: read the first ones")
     parser.add_argument("--rows", type=int, default=20_000_000, help="loader: stop after these")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="loader: or so long after the first batch"
+    )
     parser.add_argument("--shuffle", action="store_true", help="loader: through a buffer")
     parser.add_argument("--destination", type=Path, help="pre_shuffle: folder for the result")
     parser.add_argument("--memory-limit", default="512MB", help="pre_shuffle: of DuckDB")

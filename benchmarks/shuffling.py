@@ -13,10 +13,9 @@
 #   limitations under the License.
 """Shuffling: ``pre_shuffle`` against DuckDB at the same memory limit, and against a plain copy.
 
-``python -m benchmarks.shuffling --peers .venv-peers/bin/python`` shuffles the order-book table on
-disk, each time in a process of its own, in turn. ``pre_shuffle`` also reads back what it wrote and
-compares checksums; DuckDB sorts by ``random()``. The copy reads each row group and writes it again:
-the lower limit.
+Each shuffles the order-book table on disk, in a process of its own, in turn. ``pre_shuffle`` also
+reads back what it wrote and compares checksums; DuckDB sorts by ``random()``. The copy reads each
+row group and writes it again: the lower limit.
 """
 
 import argparse
@@ -26,117 +25,72 @@ import shutil
 import sys
 import time
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
-
-from rich.table import Table
-
-from benchmarks.loader import FOLDER, PEERS, TABLE_WIDTH, run, with_range
+from benchmarks.data import make_order_book, n_rows_of
 from benchmarks.peers import peak_mb
-from examples.order_book.events import make_events
-from examples.order_book.fold import fold_events
-from examples.order_book.output import console
+from benchmarks.processes import Options, in_turn, run, run_peer
+from benchmarks.table import Row, compared
+from pymc.variational.streaming import pre_shuffle
 
 MEMORY_LIMIT = "512MB"
-NAMES = {"ours": "pre_shuffle", "duckdb": "DuckDB, ORDER BY random()", "copy": "plain copy"}
+N_COLUMNS = 5
+CASES = {"pre_shuffle": None, "DuckDB": "duckdb", "plain copy": "copy"}
 
 
-def make_order_book(folder: Path, n_rows: int) -> Path:
-    """Make the order book of about `n_rows` rows, unless it is there; give its folder."""
-    place = folder / f"order_book-{n_rows}"
-    make_events(place, n_events=n_rows, n_files=56, seed=0)
-    fold_events(place)
-    return place
-
-
-def n_rows_of(folder: Path) -> int:
-    """Rows of all files of a folder."""
-    return sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet"))
-
-
-def shuffle_ours(table: Path, destination: Path) -> dict:
-    """Time ``pre_shuffle`` in this process."""
-    from pymc.variational.streaming import pre_shuffle
-
-    start = time.perf_counter()
-    source = pre_shuffle(table, destination, seed=0, memory_limit=MEMORY_LIMIT, progressbar=False)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "rows": source.n_rows, "peak_mb": peak_mb()}
-
-
-def compare(folder: Path, peers: str | None, rounds: int) -> dict[str, list[dict]]:
-    """Shuffle and copy in turn; the result is removed each time."""
-    table, destination = folder / "table", folder / "result"
-    expected = n_rows_of(table)
-    results: dict[str, list[dict]] = {}
-    skipped: dict[str, str] = {} if peers else dict.fromkeys(("duckdb", "copy"), "no --peers")
-    for _ in range(rounds):
-        for name in NAMES:
-            if name in skipped:
-                continue
-            shutil.rmtree(destination, ignore_errors=True)
-            os.sync()  # so that no run waits for what another one wrote
-            if name == "ours":
-                command = [sys.executable, "-m", "benchmarks.shuffling", f"--table={table}"]
-            else:
-                command = [peers, PEERS, "pre_shuffle", name, f"--folder={table}"]
-                command += [f"--memory-limit={MEMORY_LIMIT}"]
-            result = run([*command, f"--destination={destination}"])
-            if isinstance(result, str):
-                skipped[name] = result
-            elif result["rows"] != expected or n_rows_of(destination) != expected:
-                raise RuntimeError(f"{name}: {result['rows']} rows, not {expected}")
-            else:
-                results.setdefault(name, []).append(result)
+def shuffle(peers: str | None, peer: str | None, table: Path, destination: Path) -> dict | str:
+    """Shuffle or copy in a process of its own; the result is removed."""
     shutil.rmtree(destination, ignore_errors=True)
-    for name, reason in skipped.items():
-        console.print(f"Skipped: {NAMES[name]}: {reason}", soft_wrap=True)
-    return results
+    os.sync()  # so that no run waits for what another one wrote
+    to = f"--destination={destination}"
+    if peer is None:
+        result = run([sys.executable, "-m", "benchmarks.shuffling", f"--table={table}", to])
+    else:
+        limit = f"--memory-limit={MEMORY_LIMIT}"
+        result = run_peer(peers, "pre_shuffle", peer, f"--folder={table}", to, limit)
+    if not isinstance(result, str) and n_rows_of(destination) != n_rows_of(table):
+        raise RuntimeError(f"{destination} has {n_rows_of(destination)} rows")
+    shutil.rmtree(destination, ignore_errors=True)
+    return result
 
 
-def print_table(results: dict[str, list[dict]]) -> None:
-    """Print the comparison."""
-    n_rows = next(iter(results.values()))[0]["rows"]
-    report = Table(
-        title=f"Shuffling {n_rows:,} rows of 5 columns on disk, memory limit {MEMORY_LIMIT}",
-        caption="this / ours: above 1, ours is faster; median over the rounds, and range",
+def rows(options: Options) -> Iterator[Row]:
+    """Shuffle and copy in turn."""
+    place = make_order_book(options.folder, 20_000_000 if options.full else 5_000_000)
+    table = place / "table"
+    jobs = {
+        name: partial(shuffle, options.peers, peer, table, place / "result")
+        for name, peer in CASES.items()
+    }
+    yield from compared(
+        in_turn(jobs, 5 if options.full else 3),
+        "pre_shuffle",
+        lambda result: result["seconds"],
+        section="shuffle",
+        n_rows=n_rows_of(table),
+        columns=N_COLUMNS,
+        unit="s",
     )
-    report.add_column("how")
-    for name in ("seconds", "M rows/s", "this / ours", "peak MB"):
-        report.add_column(name, justify="right")
-    ours = [result["seconds"] for result in results.get("ours", [])]
-    for name, runs in results.items():
-        seconds = [result["seconds"] for result in runs]
-        ratios = [this / our for this, our in zip(seconds, ours)] or [np.nan]
-        report.add_row(
-            NAMES[name],
-            f"{np.median(seconds):.1f}",
-            f"{n_rows / np.median(seconds) / 1e6:.2f}",
-            with_range(float(np.median(ratios)), min(ratios), max(ratios)),
-            f"{max(result['peak_mb'] for result in runs):,.0f}",
-        )
-    console.print(report)
 
 
 def main() -> None:
-    """Make the table and measure."""
+    """Time ``pre_shuffle`` in this process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shuffling", description=__doc__)
-    parser.add_argument("--peers", help="Python with benchmarks/requirements-peers.txt")
-    parser.add_argument("--rows", type=int, default=20_000_000, help="rows, about")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where tables are kept")
-    parser.add_argument("--table", type=Path, help="shuffle this one with ours, in this process")
-    parser.add_argument("--destination", type=Path, help="with --table")
+    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--destination", type=Path, required=True)
     options = parser.parse_args()
-    if options.table:
-        result = shuffle_ours(options.table, options.destination)
-        sys.stdout.write(json.dumps(result) + "\n")
-        return
-    console.width = max(console.width, TABLE_WIDTH)
-    folder = make_order_book(options.folder, options.rows)
-    print_table(compare(folder, options.peers, options.rounds))
+    start = time.perf_counter()
+    pre_shuffle(
+        options.table,
+        options.destination,
+        seed=0,
+        memory_limit=MEMORY_LIMIT,
+        progressbar=False,
+    )
+    result = {"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

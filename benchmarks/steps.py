@@ -13,55 +13,60 @@
 #   limitations under the License.
 """Steps: what a streamed step of ADVI costs, against a buffer that never changes and ``pm.Minibatch``.
 
-``python -m benchmarks.steps`` runs the step functions of the order-book model in turn, in one
-process: *static* (the limit), in-RAM minibatches, and four streams. Ratios are to the static step
-of the same round. Peak memory is that of a fit in a process of its own.
+The step functions of the order-book model run in turn, in one process: *static* (the limit), in-RAM
+minibatches, and four streams. Peak memory is that of a process of its own, with a numba cache that
+the steps before it have filled; *static* reads no more than its one batch.
 """
 
 import argparse
-import os
-import subprocess
+import json
 import sys
 import time
 import warnings
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytensor
 
-from rich.table import Table
-
 import pymc as pm
 
-from examples.order_book.events import make_events
+from benchmarks.data import make_order_book, n_rows_of, rewrite_table
+from benchmarks.processes import Options, run
+from benchmarks.table import Row, compared
 from examples.order_book.fit import COLUMNS, load, peak_memory_mb
-from examples.order_book.fold import fold_events
 from examples.order_book.output import console
-from examples.order_book.shuffle import shuffle_table
 from pymc.variational.stream_hooks import prepare_streams
 from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
 
 BUFFER_SIZE = 1_000_000
 KINDS = ("static", "in-RAM", "plain", "shuffle buffer", "row groups", "pre-shuffled")
 STREAMS = KINDS[2:]
-
-
-def prepare(folder: Path, n_rows: int) -> Path:
-    """Make the table: as folded (8,192 rows a row group), rewritten as most writers do, shuffled."""
-    folder = folder / f"order-book-{n_rows}"
-    make_events(folder, n_events=n_rows, n_files=56, seed=0)
-    fold_events(folder)
-    shuffle_table(folder, seed=0)
-    usual = folder / "usual"
-    if not usual.is_dir():
-        partial = folder / "usual.partial"
-        partial.mkdir(exist_ok=True)
-        for path in sorted((folder / "table").glob("*.parquet")):
-            pq.write_table(pq.read_table(path), partial / path.name, row_group_size=65_536)
-        partial.rename(usual)
-    return folder
+DEFAULT_BACKEND = "NUMBA"
+# Rows, batch size, floatX, backend.
+BACKENDS = [(1_000_000, 4096, "float64", backend) for backend in ("CVM", "JAX")]
+SHORT = [
+    (1_000_000, 256, "float64", DEFAULT_BACKEND),
+    (1_000_000, 65_536, "float64", DEFAULT_BACKEND),
+    (20_000_000, 4096, "float64", DEFAULT_BACKEND),
+    (20_000_000, 4096, "float32", DEFAULT_BACKEND),
+    *BACKENDS,
+]
+FULL = [
+    *product(
+        (1_000_000, 20_000_000, 100_000_000),
+        (256, 4096, 65_536),
+        ("float64", "float32"),
+        (DEFAULT_BACKEND,),
+    ),
+    *BACKENDS,
+]
 
 
 def source_of(kind: str, folder: Path, batch_size: int):
@@ -78,106 +83,148 @@ def source_of(kind: str, folder: Path, batch_size: int):
     )
 
 
+def first_batch(files: list[Path], batch_size: int) -> np.ndarray:
+    """Read no more row groups than it takes."""
+    tables: list[pa.Table] = []
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                if sum(map(len, tables)) >= batch_size:
+                    break
+                tables.append(file.read_row_group(group, columns=COLUMNS))
+    table = pa.concat_tables(tables)[:batch_size]
+    values = np.column_stack([table[name].to_numpy() for name in COLUMNS])
+    return np.asfortranarray(values, dtype=pytensor.config.floatX)
+
+
 class Steps:
-    """The step function of one kind, and what it takes to run it."""
+    """Steps of one kind: called, it takes one."""
 
     def __init__(self, kind: str, folder: Path, batch_size: int, mode: str | None):
         self.stream = None
+        files = sorted((folder / "usual").glob("*.parquet"))
         with pm.Model() as model:
-            if kind in STREAMS:
-                source = source_of(kind, folder, batch_size)
-                # Speed is measured, not the posterior of data in time order.
-                self.stream = StreamingDataset(source, batch_size=batch_size, check_order="ignore")
-                n_rows, batch = self.stream.total_size, self.stream.as_tensor()
-                x, y = batch[:, :3], batch[:, 3]
+            if kind == "in-RAM":
+                features, up = load(files)
+                x, y = pm.Minibatch(features, up, batch_size=batch_size)
             else:
-                files = sorted((folder / "usual").glob("*.parquet"))
-                features, up = load(files if kind == "in-RAM" else files[:4])
-                n_rows = len(up)
-                if kind == "in-RAM":
-                    x, y = pm.Minibatch(features, up, batch_size=batch_size)
+                if kind in STREAMS:
+                    self.stream = StreamingDataset(
+                        source_of(kind, folder, batch_size),
+                        batch_size=batch_size,
+                        check_order="ignore",  # speed is measured, not the posterior
+                    )
+                    batch = self.stream.as_tensor()
                 else:
-                    values = np.column_stack([features[:batch_size], up[:batch_size]])
-                    values = np.asfortranarray(values)
+                    values = first_batch(files, batch_size)
                     batch = pytensor.shared(values, shape=values.shape, borrow=True)
-                    x, y = batch[:, :3], batch[:, 3]
+                x, y = batch[:, :3], batch[:, 3]
             b = pm.Normal("b", 0.0, 3.0, shape=4)
             logit = b[0] + b[1] * x[:, 0] + b[2] * x[:, 1] + b[3] * x[:, 2]
-            pm.Bernoulli("up", logit_p=logit, observed=y, total_size=n_rows)
+            pm.Bernoulli("up", logit_p=logit, observed=y, total_size=n_rows_of(folder / "usual"))
             objective = pm.ADVI(random_seed=1).objective
         kwargs = {"compile_kwargs": {"mode": mode} if mode else {}}
         self.step = objective.step_function(
             obj_optimizer=pm.adam(learning_rate=0.01), score=True, **prepare_streams(model, kwargs)
         )
 
-    def run(self, n_steps: int) -> float:
-        """Return the seconds a step."""
-        start = time.perf_counter()
-        for _ in range(n_steps):
-            if self.stream is not None:
-                self.stream.advance()
-            self.step()
-        return (time.perf_counter() - start) / n_steps
+    def __call__(self) -> None:
+        if self.stream is not None:
+            self.stream.advance()
+        self.step()
+
+    def run(self, seconds: float) -> float:
+        """Take steps for some time, and return the seconds a step."""
+        n_steps, passed, start = 0, 0.0, time.perf_counter()
+        while passed < seconds:
+            self()
+            n_steps += 1
+            passed = time.perf_counter() - start
+        return passed / n_steps
 
 
-def compare(folder: Path, batch_size: int, mode: str | None, n_rounds: int, seconds: float):
-    """Return seconds a step, of shape (rounds, kinds)."""
-    kinds = [Steps(kind, folder, batch_size, mode) for kind in KINDS]
-    per_step = [max(kind.run(20), 1e-5) for kind in kinds]
-    counts = [max(20, int(seconds / one)) for one in per_step]
-    for kind, count in zip(kinds, counts):
-        kind.run(count)
-    return np.array(
-        [[kind.run(count) for kind, count in zip(kinds, counts)] for _ in range(n_rounds)]
-    )
+def time_steps(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Take steps of all kinds in turn, and give the seconds a step in each round."""
+    kinds = {kind: Steps(kind, options.folder, options.batch_size, options.mode) for kind in KINDS}
+    results: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for steps in kinds.values():
+        steps.run(options.seconds)
+    for _ in range(options.rounds):
+        for kind, steps in kinds.items():
+            # Not timed: its own batches lie ready, and the stream before it is still reading ahead.
+            steps.run(options.seconds / 2)
+            results[kind].append(steps.run(options.seconds))
+    return results
 
 
-def measure_memory(folder: Path, kind: str, batch_size: int, mode: str | None) -> None:
-    """Print the peak memory of this process after some steps."""
-    Steps(kind, folder, batch_size, mode).run(1000)
-    print(peak_memory_mb())  # noqa: T201
+def measure_memory(options: argparse.Namespace) -> dict[str, float]:
+    """Take steps of one kind, for four million rows at least, and give the peak memory."""
+    steps = Steps(options.memory_of, options.folder, options.batch_size, options.mode)
+    for _ in range(max(200, 4_000_000 // options.batch_size)):
+        steps()
+    return {"peak_mb": peak_memory_mb()}
+
+
+def run_child(*arguments: str, floatX: str) -> dict | str:
+    """Run this module in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.steps", *arguments]
+    return run(command, PYTENSOR_FLAGS=f"floatX={floatX}")
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Measure all settings: the steps in one process, the memory of each kind in one of its own."""
+    for n_rows, batch_size, floatX, backend in FULL if options.full else SHORT:
+        folder = make_order_book(options.folder, n_rows, shuffled=True)
+        rewrite_table(folder)
+        console.print(f"Steps: {n_rows:,} rows, batches of {batch_size:,}, {floatX}, {backend}")
+        child = partial(
+            run_child,
+            f"--folder={folder}",
+            f"--batch-size={batch_size}",
+            *([f"--mode={backend}"] if backend != DEFAULT_BACKEND else []),
+            floatX=floatX,
+        )
+        times = child(f"--rounds={5 if options.full else 3}", "--seconds=0.5")
+        results: dict[str, list[dict] | str] = {
+            kind: times if isinstance(times, str) else [{"seconds": s} for s in times[kind]]
+            for kind in KINDS
+        }
+        if backend == DEFAULT_BACKEND and (options.full or batch_size == 4096):
+            with ThreadPoolExecutor(2) as pool:  # their speed does not matter
+                peaks = pool.map(child, [f"--memory-of={kind}" for kind in KINDS])
+            for runs, peak in zip(results.values(), peaks):
+                for result in [] if isinstance(runs, str) or isinstance(peak, str) else runs:
+                    result |= peak
+        settings = {
+            "section": "step",
+            "n_rows": n_rows_of(folder / "usual"),
+            "batch_size": batch_size,
+            "columns": len(COLUMNS),
+            "floatX": floatX,
+            "backend": backend,
+            "unit": "µs/step",
+        }
+        for against in ("static", "in-RAM"):
+            for row in compared(
+                results, against, lambda result: 1e6 * result["seconds"], **settings
+            ):
+                if against == "static" or row.case in STREAMS:
+                    yield row
 
 
 def main() -> None:
-    """Measure one number of rows with some batch sizes."""
+    """Measure one of the settings, in this process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
-    parser.add_argument("--folder", type=Path, default="benchmark_data", help="where tables are")
-    parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 20_000_000])
-    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[256, 4096, 65_536])
-    parser.add_argument("--mode", help="PyTensor mode: NUMBA (the default), JAX or CVM")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each kind in each round")
-    parser.add_argument("--memory-of", choices=KINDS, help="only this, in this process")
-    arguments = parser.parse_args()
+    parser.add_argument("--folder", type=Path, required=True, help="of an order book")
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--mode", help="PyTensor mode, if not its default")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=float, help="of each kind in each round")
+    parser.add_argument("--memory-of", choices=KINDS, help="the memory of this one instead")
+    options = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
-    if arguments.memory_of:
-        measure_memory(
-            arguments.folder, arguments.memory_of, arguments.batch_sizes[0], arguments.mode
-        )
-        return
-    report = Table(title=f"A step of ADVI, {pytensor.config.floatX}, {arguments.mode or 'NUMBA'}")
-    for name in ("N", "B", "kind", "µs a step", "/ static", "/ in-RAM", "peak MB"):
-        report.add_column(name, justify="right")
-    for n_rows in arguments.rows:
-        folder = prepare(arguments.folder, n_rows)
-        for batch_size in arguments.batch_sizes:
-            seconds = compare(
-                folder, batch_size, arguments.mode, arguments.rounds, arguments.seconds
-            )
-            for j, kind in enumerate(KINDS):
-                command = [sys.executable, "-m", "benchmarks.steps", f"--folder={folder}"]
-                command += [f"--memory-of={kind}", f"--batch-sizes={batch_size}"]
-                command += [f"--mode={arguments.mode}"] if arguments.mode else []
-                done = subprocess.run(
-                    command, capture_output=True, text=True, check=True, env=os.environ
-                )
-                cells = [f"{n_rows:,}", f"{batch_size:,}", kind]
-                cells.append(f"{1e6 * np.median(seconds[:, j]):.0f}")
-                for base in (0, 1):
-                    low, middle, high = np.quantile(seconds[:, j] / seconds[:, base], [0, 0.5, 1])
-                    cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
-                report.add_row(*cells, f"{float(done.stdout.split()[-1]):.0f}")
-    console.print(report)
+    result = measure_memory(options) if options.memory_of else time_steps(options)
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
