@@ -66,9 +66,6 @@ def stream_minibatch(*sources: Any, batch_size: int, check_order: str) -> Variab
 def prepare_streams(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Check a model's streams, and let its step function run beside the threads that read them.
 
-    A function compiled by numba keeps Python's lock while it runs, so that a thread that wants it
-    waits for some steps each time.
-
     Parameters
     ----------
     model : Model
@@ -79,10 +76,16 @@ def prepare_streams(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        The arguments, with a mode in ``compile_kwargs`` where the model has streams.
+        The arguments, with another mode in ``compile_kwargs`` where the model has streams.
     """
-    if not check_streams(model):
-        return kwargs
+    return beside_threads(kwargs) if check_streams(model) else kwargs
+
+
+def beside_threads(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Have a step function compiled so that other threads run beside it, where numba does it.
+
+    Numba else keeps Python's lock, and a thread that wants it waits for some steps each time.
+    """
     compile_kwargs = kwargs.get("compile_kwargs") or {}
     mode = get_mode(compile_kwargs.get("mode"))
     if type(mode.linker) is not NumbaLinker:
