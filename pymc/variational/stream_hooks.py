@@ -27,7 +27,6 @@ from pytensor.graph.traversal import ancestors
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.tensor import NoneConst, tensor_copy
 from pytensor.tensor.sharedvar import TensorSharedVariable
-from scipy.sparse import issparse
 
 from pymc.data import MinibatchOp
 from pymc.pytensorf import constant_fold
@@ -38,6 +37,8 @@ from pymc.variational.streaming import StreamingDataset
 
 def is_stream_source(data: Any) -> bool:
     """Tell whether ``pm.Minibatch`` streams ``data``: what is no array or tensor, nor made one."""
+    from scipy.sparse import issparse  # here, as PyMC does not import it
+
     if isinstance(data, Variable | list | tuple | range) or issparse(data):
         return False
     if is_arrow(data) or isinstance(data, str | bytes | Path):

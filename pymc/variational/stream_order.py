@@ -18,8 +18,6 @@ Sources and shuffles know nothing of PyTensor or of models.
 
 import numpy as np
 
-from scipy.stats import chi2
-
 __all__ = ["StreamOrderWarning"]
 
 # A batch is worth less than half of its rows: order moves its mean more than chance does.
@@ -160,7 +158,9 @@ class OrderCheck:
         within = self._within2 / (k * (n - 1))
         if (between <= within).all():  # most often, and cheaply
             return None
-        sure = between * (k - 1) / chi2.isf(FALSE_ALARM, k - 1)
+        from scipy.special import chdtri  # here, as PyMC does not import it
+
+        sure = between * (k - 1) / chdtri(k - 1, FALSE_ALARM)
         columns = np.arange(len(within)) < self._features.n_columns
         found = self._effect(sure, within) > self._limit
         if not found.any():

@@ -275,10 +275,11 @@ def test_without_pyarrow_the_error_names_the_install(folder, monkeypatch):
         parquet_source(folder)
 
 
-def test_importing_pymc_does_not_import_pyarrow():
+@pytest.mark.parametrize("module", ["pyarrow", "scipy.stats", "scipy.special", "scipy.sparse"])
+def test_importing_pymc_does_not_import_what_it_does_not_need(module):
     # pandas imports pyarrow where it is installed: what counts is that pymc adds nothing.
     code = "import sys, pandas; before = set(sys.modules); import pymc; "
-    code += "sys.exit(any(name.startswith('pyarrow') for name in set(sys.modules) - before))"
+    code += f"sys.exit(any(name.startswith({module!r}) for name in set(sys.modules) - before))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
