@@ -68,7 +68,7 @@ def rows(options: Options) -> Iterator[Row]:
         n_rows = 20_000_000 if options.full else 5_000_000
         table, n_rows = make_random(options.folder, n_rows, n_columns)
         arguments = [f"--folder={table}", f"--columns={n_columns}", f"--rows={n_rows}"]
-        arguments += [f"--seconds={5 if options.full else 2}"]
+        arguments += [f"--seconds={3 if options.full else 2}"]
         for shuffle in (False, True):
             names = [*OURS, *(name for name in LOADERS if name != "pyarrow")]
             if shuffle:

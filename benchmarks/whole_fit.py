@@ -90,7 +90,7 @@ def rows(options: Options) -> Iterator[Row]:
         peers = {
             name: partial(fit_peer, options.peers, folder, name, floatX, steps) for name in FITS
         }
-        results = in_turn(jobs | peers, 3 if options.full else 2)
+        results = in_turn(jobs | peers, 2)
         for name, runs in results.items():
             if not isinstance(runs, str):
                 means = ", ".join(f"{mean:.4f}" for mean in runs[-1]["mean"])
