@@ -220,7 +220,7 @@ def load(peer: str, options: argparse.Namespace) -> dict:
 
 
 def pre_shuffle(peer: str, options: argparse.Namespace) -> dict:
-    """Time a shuffle on disk by DuckDB, or a plain copy: the lower limit."""
+    """Time a shuffle on disk by DuckDB, or a plain copy."""
     options.destination.mkdir(parents=True)
     start = time.perf_counter()
     if peer == "duckdb":

@@ -15,7 +15,7 @@
 
 Each shuffles the order-book table on disk, in a process of its own, in turn. ``pre_shuffle`` also
 reads back what it wrote and compares checksums; DuckDB sorts by ``random()``. The copy reads each
-row group and writes it again: the lower limit.
+row group and writes it again, in one thread.
 """
 
 import argparse
