@@ -45,13 +45,16 @@ def positive_int(value: Any, name: str) -> int:
     return size
 
 
-def bytes_of(memory: Any, name: str) -> int:
-    """Return an amount of memory given by the user in bytes."""
+def bytes_of(memory: Any, name: str, at_least: int = 0) -> int:
+    """Return an amount of memory given by the user in bytes, or say what is wrong with it."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(memory))
     unit = match and UNITS.get((match[2] or "B").upper())
     if not match or not unit or isinstance(memory, bool):
         raise ValueError(f'{name} must be bytes or, say, "256MB"; got {memory!r}.')
-    return int(float(match[1]) * unit)
+    n_bytes = int(float(match[1]) * unit)
+    if n_bytes < at_least:
+        raise ValueError(f"{name} must be at least {at_least / 1e6:g} MB, got {memory!r}.")
+    return n_bytes
 
 
 def check_exact(values: np.ndarray, dtype: np.dtype, what: str) -> None:

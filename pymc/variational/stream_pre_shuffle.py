@@ -157,9 +157,7 @@ def pre_shuffle(
     if seed is not None and (isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0):
         raise ValueError(f"seed must be an integer from 0 on, or None; got {seed!r}.")
     seed = None if seed is None else int(seed)
-    limit = bytes_of(memory_limit, "memory_limit")
-    if limit < MIN_MEMORY:
-        raise ValueError(f"memory_limit must be at least 16 MB, got {memory_limit!r}.")
+    limit = bytes_of(memory_limit, "memory_limit", at_least=MIN_MEMORY)
     place = Path(destination).expanduser().absolute()
     partial = Path(f"{place}.partial")
     rows = tables_of(source)

@@ -408,7 +408,7 @@ def wide_rows(n):
 def make_small(monkeypatch, part_rows, max_buckets):
     """Make buckets of a few such rows."""
 
-    def few_bytes(memory_limit, name):
+    def few_bytes(memory_limit, name, at_least):
         return stream_pre_shuffle.PARTS_IN_LIMIT * 1000 * part_rows
 
     monkeypatch.setattr(stream_pre_shuffle, "bytes_of", few_bytes)
