@@ -47,7 +47,7 @@ def positive_int(value: Any, name: str) -> int:
 
 def bytes_of(memory: Any, name: str, at_least: int = 0) -> int:
     """Return an amount of memory given by the user in bytes, or say what is wrong with it."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(memory))
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(memory), re.ASCII)
     unit = match and UNITS.get((match[2] or "B").upper())
     if not match or not unit or isinstance(memory, bool):
         raise ValueError(f'{name} must be bytes or, say, "256MB"; got {memory!r}.')
@@ -309,7 +309,7 @@ class Blocks:
             )
         self.n_rows = None if n_rows is None else positive_int(n_rows, "n_rows of the source")
         self.columns = None if columns is None else tuple(map(str, columns))
-        self.checked = getattr(source, "gives_checked_blocks", False)
+        self.checked = bool(_of_its_own(source, "gives_checked_blocks"))
 
     def __iter__(self) -> Iterator[Block]:
         if self.checked:
@@ -330,7 +330,7 @@ def raw_blocks(source: Any) -> Iterable[Any]:
     if _is_table(source):
         table = to_block(source, "source")
         return map(BlockFormat.of(table).join, _slices(parts_of(table)))
-    if hasattr(source, "large_blocks"):  # a shuffle_buffer
+    if _of_its_own(source, "large_blocks"):  # a shuffle_buffer
         return source.large_blocks()
     if not hasattr(source, "__iter__"):
         opened = source()
@@ -341,6 +341,14 @@ def raw_blocks(source: Any) -> Iterable[Any]:
             f"returned {type(opened).__name__}."
         )
     return source
+
+
+def _of_its_own(source: Any, name: str) -> Any:
+    """Look an attribute up where it is neither inherited nor delegated.
+
+    What a subclass or a wrapper of one of our sources gives is its own, and is checked.
+    """
+    return getattr(source, name) if name in vars(type(source)) else None
 
 
 def _is_array(source: Any) -> bool:

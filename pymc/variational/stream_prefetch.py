@@ -17,8 +17,9 @@ import atexit
 import threading
 import weakref
 
-from collections import deque
 from collections.abc import Generator
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 
@@ -73,41 +74,45 @@ class _Ready:
 
     def __init__(self, size: int):
         self._size = size
-        self._items: deque = deque()
-        self._changed = threading.Condition()
-        self._is_full = False
-        self.stopped = False
+        # Unlike a Condition these stay whole when Ctrl-C interrupts a call, and the garbage
+        # collector may call stop() in the middle of one.
+        self._items: SimpleQueue = SimpleQueue()
+        self._room: SimpleQueue = SimpleQueue()
+        self._waiting = self.stopped = False
 
     def put(self, items: list) -> bool:
         """Wait for room and put items there; tell whether anybody wants more."""
-        with self._changed:
-            self._is_full = len(self._items) >= self._size
-            self._changed.wait_for(lambda: not self._is_full or self.stopped)
-            self._items.extend(items)
-            self._changed.notify()
+        full = self._items.qsize() >= self._size
+        while full and not self.stopped:
+            self._waiting = True
+            with suppress(Empty):
+                self._room.get(timeout=0.1)  # an interrupt can lose the other thread's word
+            full = not self._has_room()
+        self._waiting = False
+        for item in items:
+            self._items.put(item)
         return not self.stopped
 
     def take(self) -> Any:
         """Wait for an item, and take it."""
-        if not self._items:
-            with self._changed:
-                self._changed.wait_for(lambda: self._items)
-        item = self._items.popleft()
-        if self._is_full and 4 * len(self._items) <= 3 * self._size:
-            with self._changed:
-                self._is_full = False
-                self._changed.notify()
+        item = self._items.get()
+        if self._waiting and self._has_room():
+            self._waiting = False
+            self._room.put(None)
         return item
+
+    def _has_room(self) -> bool:
+        return 4 * self._items.qsize() <= 3 * self._size
 
     def clear(self) -> None:
         """Let go of what was not taken."""
-        self._items.clear()
+        self._items = SimpleQueue()
 
     def stop(self) -> None:
         """Say that nobody wants more."""
-        with self._changed:
-            self.stopped = True
-            self._changed.notify()
+        self.stopped = True
+        self._room.put(None)
+        self._items.put(_End(StopIteration()))  # for a thread that waits for an item
 
 
 class _End(NamedTuple):

@@ -13,7 +13,8 @@
 #   limitations under the License.
 """Shuffles: a bounded one, in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,7 @@ class shuffle_buffer:
     Raises
     ------
     TypeError, ValueError
-        If a size is not a positive integer, or the buffer is smaller than a batch; if memory is
-        given for rows of an iterator, whose first block cannot be looked at and come again.
+        If a size is not a positive integer, or the buffer is smaller than a batch.
 
     Notes
     -----
@@ -107,7 +107,13 @@ class shuffle_buffer:
         self.source = source
         self._blocks = Blocks(source)
         self.batch_size = positive_int(batch_size, "batch_size")
+        self._opened: Iterable[Block] | None = None
         if isinstance(buffer_size, str):
+            if buffer_size.strip().isdigit():
+                raise ValueError(
+                    f"buffer_size={buffer_size!r}: rows are given as an integer, memory with a "
+                    'unit, as "256MB".'
+                )
             self.buffer_size = self._rows_in(bytes_of(buffer_size, "buffer_size"))
         else:
             self.buffer_size = positive_int(buffer_size, "buffer_size")
@@ -119,7 +125,6 @@ class shuffle_buffer:
             )
         self.n_rows = self._blocks.n_rows
         self.columns = self._blocks.columns
-        self.gives_checked_blocks = self._blocks.checked
         self._rng = np.random.default_rng(seed)
 
     def __iter__(self) -> Iterator[Block]:
@@ -127,22 +132,23 @@ class shuffle_buffer:
 
     __call__ = __iter__
 
+    @property
+    def gives_checked_blocks(self) -> bool:
+        """Whether the values of its blocks were checked before."""
+        return self._blocks.checked
+
     def large_blocks(self) -> Iterator[Block]:
         """Give one epoch in the same order in larger blocks, for what cuts batches itself."""
         return self._epoch(self._rng.spawn(1)[0], None)
 
     def _rows_in(self, n_bytes: int) -> int:
         """Tell how many rows of the source so much memory holds."""
-        if self._blocks.one_shot:
-            raise TypeError(
-                "buffer_size: how many rows of an iterator fit into memory is not known before it "
-                "is read. Pass the number of rows, or a function that returns a fresh iterator."
-            )
-        # Looking at files does not count as an epoch of theirs.
-        look = getattr(self.source, "in_file_order", self._blocks.__iter__)
-        first = next(look(), None)
+        # The epoch that is opened for this is the first one: it may be the only one.
+        epoch = iter(self._blocks)
+        first = next(epoch, None)
         if first is None:
             raise ValueError("the source has no rows.")
+        self._opened = chain([first], epoch)
         form = BlockFormat.of(first)
         order = np.dtype(np.int64)
         return n_bytes // (_empty_rows(0, form, form.dtypes).itemsize + order.itemsize)
@@ -150,7 +156,8 @@ class shuffle_buffer:
     def _epoch(self, rng: np.random.Generator, block_rows: int | None) -> Iterator[Block]:
         size = min(self.buffer_size, self.n_rows or self.buffer_size)
         form, filled = None, 0
-        for block in self._blocks:
+        blocks, self._opened = self._opened or self._blocks, None
+        for block in blocks:
             if form is None:
                 form = BlockFormat.of(block)
                 rows = _empty_rows(size, form, form.dtypes)

@@ -102,6 +102,25 @@ def test_the_thread_ends(how):
     assert at_end == ["pymc-stream"]  # files are closed by the thread that opened them
 
 
+def test_a_thread_that_waits_for_an_item_is_let_go():
+    read = threading.Event()
+
+    def items():
+        yield [0]
+        read.wait(10)
+        yield [1]
+
+    ahead = Prefetch(items(), 1)
+    next(ahead)
+    left = []
+    waiting = threading.Thread(target=lambda: left.append(next(ahead, "end")))
+    waiting.start()
+    ahead._ready.stop()
+    waiting.join(10)
+    read.set()
+    assert left == ["end"]
+
+
 def test_close_lets_go_of_what_is_ready():
     class Item:
         pass

@@ -168,12 +168,19 @@ def test_a_buffer_in_bytes_does_not_use_up_an_epoch(tmp_path):
     np.testing.assert_array_equal(rows("160B"), rows(10))
 
 
+def test_a_buffer_in_bytes_loses_no_row():
+    once = iter([np.arange(100), np.arange(100, 200)])
+    for source in (lambda: once, iter([np.arange(100), np.arange(100, 200)])):
+        shuffled = shuffle_buffer(source, buffer_size="1MB", batch_size=10, seed=1)
+        assert sorted(flat(shuffled)) == list(range(200))
+
+
 @pytest.mark.parametrize(
     "source, buffer_size, error, match",
     [
         (np.zeros(9), "much", ValueError, r'buffer_size must be bytes or, say, "256MB"'),
         (np.zeros(9), "40B", ValueError, r"buffer_size=40B, 2 rows, is smaller than batch_size=4"),
-        (iter([np.zeros(9)]), "1MB", TypeError, r"how many rows of an iterator fit"),
+        (np.zeros(9), "100", ValueError, r"rows are given as an integer, memory with a unit"),
         ([], "1MB", ValueError, r"no rows"),
     ],
 )

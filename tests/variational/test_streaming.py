@@ -441,6 +441,33 @@ def test_close():
     assert value_of(ds).tolist() == [0, 0]
 
 
+class Wrapper:
+    def __init__(self, source):
+        self._source = source
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def __iter__(self):
+        return (block / block for block in self._source)
+
+
+class Divided(shuffle_buffer):
+    def __iter__(self):
+        return (block / block for block in super().__iter__())
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize(
+    "make", [lambda **sizes: Wrapper(shuffle_buffer(**sizes)), lambda **sizes: Divided(**sizes)]
+)
+def test_what_users_make_of_our_sources_is_read_and_checked(make):
+    ds = StreamingDataset(make(source=np.ones(100) * 3, buffer_size=10, batch_size=5), batch_size=5)
+    assert next(ds).tolist() == [1] * 5
+    with pytest.raises(ValueError, match=r"NaN or infinite"):
+        StreamingDataset(make(source=np.zeros(100), buffer_size=10, batch_size=5), batch_size=5)
+
+
 def test_nothing_is_left_behind():
     others = set(threading.enumerate())
     source = np.split(np.zeros(1000), 100)
