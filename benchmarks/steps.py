@@ -206,7 +206,8 @@ def rows(options: Options) -> Iterator[Row]:
             *([f"--mode={backend}"] if backend != DEFAULT_BACKEND else []),
             floatX=floatX,
         )
-        times = child(f"--rounds={5 if options.full else 3}", "--seconds=0.5")
+        seconds = 0.5 if options.full else 0.3
+        times = child(f"--rounds={5 if options.full else 3}", f"--seconds={seconds}")
         results: dict[str, list[dict] | str] = {
             kind: times if isinstance(times, str) else [{"seconds": s} for s in times[kind]]
             for kind in KINDS
