@@ -15,7 +15,7 @@
 
 ``python -m benchmarks.layout`` writes the order-book table in random order with row groups of
 several sizes, codecs and encodings, and reads each as :class:`parquet_source` does, in turn and
-several times. The figures behind the defaults of ``pymc/variational/stream_pre_shuffle.py``.
+several times. The figures behind the defaults of ``pymc/streams/shuffle/disk.py``.
 """
 
 import argparse

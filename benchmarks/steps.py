@@ -50,7 +50,7 @@ from benchmarks.processes import Options, run
 from benchmarks.table import Row, compared
 from examples.order_book.fit import COLUMNS, load, peak_memory_mb
 from examples.order_book.output import console
-from pymc.variational.stream_hooks import beside_threads
+from pymc.variational.stream_step import beside_threads
 from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
 
 BUFFER_SIZE = 1_000_000

@@ -26,6 +26,7 @@ import tempfile
 import tomllib
 import zipfile
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ class ForkError(SystemExit):
 
 def pyproject() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def series() -> list[dict]:
+    """Return the commits of the exported series."""
+    return tomllib.loads(SERIES.read_text(encoding="utf-8"))["commit"]
 
 
 class GitError(ForkError):
@@ -266,13 +272,13 @@ def current_patches() -> dict[Path, str]:
     patches = {}
     with index_of("pristine") as index:
         others = git("ls-files", "--others", "--", "pymc", index=index).splitlines()
-        ours = ("pymc/variational/stream", VERSION_FILE)
-        strays = [x for x in others if not (x.startswith(ours) or "__pycache__" in x)]
+        ours = {VERSION_FILE, *chain.from_iterable(step["files"] for step in series())}
+        strays = [x for x in others if not (x in ours or "__pycache__" in x)]
         if strays:
             raise ForkError(
-                f"{' '.join(strays)}: neither upstream's nor ours, so it would be lost. Our "
-                "modules are named pymc/variational/stream*.py (see .gitignore); rename or delete "
-                "it."
+                f"{' '.join(strays)}: neither upstream's nor ours, so it would be lost. Name a new "
+                f"module in {SERIES.relative_to(ROOT)} (and in .gitignore, so that git keeps it), "
+                "or delete it."
             )
         for name in git("diff", "--name-only", index=index).splitlines():
             # One line of context: a patch should outlive upstream's edits nearby.
@@ -352,7 +358,7 @@ def export(output: Path) -> None:
         raise ForkError(f"{output} exists already: remove it, or name another folder.")
     if has_ref("laid-out"):
         check()  # an edit that is not in patches/ would be left out
-    steps = tomllib.loads(SERIES.read_text(encoding="utf-8"))["commit"]
+    steps = series()
     with upstream_tree("sdist") as (folder, name), tempfile.TemporaryDirectory() as temp:
         tree = Path(temp, "tree")
         tree.mkdir()
@@ -377,8 +383,8 @@ def export(output: Path) -> None:
 def prove() -> None:
     """Apply the exported series with ``git am`` to upstream's tree, and run its tests there."""
     with tempfile.TemporaryDirectory() as temp:
-        series, tree = Path(temp, "series"), Path(temp, "tree")
-        export(series)
+        mailbox, tree = Path(temp, "series"), Path(temp, "tree")
+        export(mailbox)
         tree.mkdir()
         with upstream_tree("sdist") as (folder, _):
             here = commit_upstream(folder, tree)
@@ -389,14 +395,14 @@ def prove() -> None:
         where = subprocess.run(python, cwd=tree, env=env, capture_output=True, text=True).stdout
         if not Path(where.strip()).is_relative_to(tree):
             raise ForkError(f"the tests would run against {where.strip()}, not the series.")
-        mails = sorted(series.glob("*.patch"))
+        mails = sorted(mailbox.glob("*.patch"))
         for mail in mails:
             git("am", "-q", mail, **here)
             changed = git("diff", "--name-only", "HEAD~", **here).splitlines()
             if all(name.startswith("docs/") for name in changed):
                 continue
             pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-            suites = ["tests/variational"]
+            suites = ["tests/variational", "tests/streams"]
             if DATA_FILE in changed:
                 # Upstream's own test of the file that we patch; get_data needs the internet.
                 theirs = "tests/test_data.py"

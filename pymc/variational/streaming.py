@@ -47,14 +47,14 @@ from pytensor.graph.basic import Variable
 from pytensor.tensor.sharedvar import TensorSharedVariable
 from pytensor.tensor.variable import TensorVariable
 
-from pymc.variational.stream_batches import Batches
-from pymc.variational.stream_blocks import Block, Blocks, positive_int
-from pymc.variational.stream_order import OrderCheck, StreamOrderWarning
-from pymc.variational.stream_order_report import OrderReport, judge_files, order_report
-from pymc.variational.stream_pre_shuffle import pre_shuffle
-from pymc.variational.stream_prefetch import Prefetch
-from pymc.variational.stream_shuffle import shuffle_buffer
-from pymc.variational.stream_sources import parquet_source
+from pymc.streams.batches import Batches
+from pymc.streams.blocks import Block, Blocks, positive_int
+from pymc.streams.order.check import OrderCheck, StreamOrderWarning
+from pymc.streams.order.report import OrderReport, judge_files, order_report
+from pymc.streams.prefetch import Prefetch
+from pymc.streams.shuffle.buffer import shuffle_buffer
+from pymc.streams.shuffle.disk import pre_shuffle
+from pymc.streams.sources.parquet import parquet_source
 
 __all__ = [
     "OrderReport",

@@ -19,8 +19,8 @@ import pytest
 
 import pymc as pm
 
-from pymc.variational.stream_order import StreamOrderWarning
-from pymc.variational.stream_order_report import _order_of
+from pymc.streams.order.check import StreamOrderWarning
+from pymc.streams.order.report import _order_of
 from pymc.variational.streaming import (
     StreamingDataset,
     order_report,

@@ -29,10 +29,11 @@ import pytest
 
 from scipy.stats import chi2
 
-from pymc.variational import stream_pre_shuffle, stream_tables
-from pymc.variational.stream_pre_shuffle import MANIFEST, pre_shuffle
-from pymc.variational.stream_sources import parquet_source
-from pymc.variational.stream_tables import Contents, FileTables
+from pymc.streams.shuffle import disk
+from pymc.streams.shuffle.disk import MANIFEST, pre_shuffle
+from pymc.streams.sources import tables
+from pymc.streams.sources.parquet import parquet_source
+from pymc.streams.sources.tables import Contents, FileTables
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -173,8 +174,8 @@ def test_bad_seeds(folder, out, seed):
 
 
 def test_the_result_is_a_source_of_row_groups_in_random_order(folder, out, monkeypatch):
-    monkeypatch.setattr(stream_pre_shuffle, "ROW_GROUP_ROWS", 10)
-    monkeypatch.setattr(stream_pre_shuffle, "ROW_GROUPS_IN_FILE", 3)
+    monkeypatch.setattr(disk, "ROW_GROUP_ROWS", 10)
+    monkeypatch.setattr(disk, "ROW_GROUPS_IN_FILE", 3)
     source = shuffled(folder, out)
     assert isinstance(source, parquet_source)
     assert (source.n_rows, source.columns) == (75, ("row", "x"))
@@ -321,7 +322,7 @@ def test_a_file_with_other_columns_is_named(folder, out):
 
 
 def test_a_type_that_cannot_be_written_is_an_error_before_anything_is(out, monkeypatch):
-    monkeypatch.delattr(stream_pre_shuffle, "_scatter")
+    monkeypatch.delattr(disk, "_scatter")
     interval = pa.array([(1, 2, 3)], pa.month_day_nano_interval())
     with pytest.raises(TypeError, match=r"Parquet cannot hold the columns.*interval"):
         shuffled(pa.table({"x": [1], "y": interval}), out)
@@ -365,7 +366,7 @@ def test_a_source_in_the_folder_that_would_be_cleared_away(tmp_path):
     ],
 )
 def test_memory_limit(limit, n_bytes):
-    assert stream_pre_shuffle.bytes_of(limit, "memory_limit") == n_bytes
+    assert disk.bytes_of(limit, "memory_limit") == n_bytes
 
 
 @pytest.mark.parametrize(
@@ -409,22 +410,22 @@ def make_small(monkeypatch, part_rows, max_buckets):
     """Make buckets of a few such rows."""
 
     def few_bytes(memory_limit, name, at_least):
-        return stream_pre_shuffle.PARTS_IN_LIMIT * 1000 * part_rows
+        return disk.PARTS_IN_LIMIT * 1000 * part_rows
 
-    monkeypatch.setattr(stream_pre_shuffle, "bytes_of", few_bytes)
-    monkeypatch.setattr(stream_pre_shuffle, "MAX_BUCKETS", max_buckets)
+    monkeypatch.setattr(disk, "bytes_of", few_bytes)
+    monkeypatch.setattr(disk, "MAX_BUCKETS", max_buckets)
 
 
 def spy_on_buckets(monkeypatch):
     """List the number of buckets of each scattering, and how deep it is in others."""
-    scatter, calls = stream_pre_shuffle._scatter, []
+    scatter, calls = disk._scatter, []
 
     def spy(parts, folder, n_buckets, rng):
         depth = len(folder.parts) - [*folder.parts, "buckets"].index("buckets") - 1
         calls.append((depth, n_buckets))
         return scatter(parts, folder, n_buckets, rng)
 
-    monkeypatch.setattr(stream_pre_shuffle, "_scatter", spy)
+    monkeypatch.setattr(disk, "_scatter", spy)
     return calls
 
 
@@ -480,7 +481,7 @@ def test_many_rows_in_buckets_of_buckets(out, monkeypatch):
 
 def test_buckets_fit_into_a_cache(out, monkeypatch):
     calls = spy_on_buckets(monkeypatch)
-    monkeypatch.setattr(stream_pre_shuffle, "PIECE_ROWS", 1000)
+    monkeypatch.setattr(disk, "PIECE_ROWS", 1000)
     shuffled({"row": np.arange(10_000)}, out, memory_limit="1GB")
     assert calls == [(0, 12)]  # 1 + int(1.1 * 10,000 / 1000)
 
@@ -508,15 +509,15 @@ def make_slow(monkeypatch, place, name, seconds):
 
 def make_many_tables(monkeypatch):
     """Make parts, buckets, row groups and files of a few rows."""
-    monkeypatch.setattr(stream_pre_shuffle, "PIECE_ROWS", 20)
-    monkeypatch.setattr(stream_pre_shuffle, "ROW_GROUP_ROWS", 5)
-    monkeypatch.setattr(stream_pre_shuffle, "ROW_GROUPS_IN_FILE", 3)
+    monkeypatch.setattr(disk, "PIECE_ROWS", 20)
+    monkeypatch.setattr(disk, "ROW_GROUP_ROWS", 5)
+    monkeypatch.setattr(disk, "ROW_GROUPS_IN_FILE", 3)
 
 
 STEPS = {
     "read": (FileTables, "__iter__"),  # the source, and what was written
-    "join": (stream_pre_shuffle, "_parts"),
-    "shuffle": (stream_pre_shuffle, "_shuffled"),
+    "join": (disk, "_parts"),
+    "shuffle": (disk, "_shuffled"),
     "write": (pq.ParquetWriter, "write_table"),
     "count": (Contents, "add"),
 }
@@ -726,7 +727,7 @@ def test_an_error_in_a_later_pass_leaves_nothing(folder, tmp_path, out, monkeypa
     def fail(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream_pre_shuffle, step, fail)
+    monkeypatch.setattr(disk, step, fail)
     with pytest.raises(KeyboardInterrupt):
         shuffled(folder, out)
     assert list(tmp_path.iterdir()) == [folder]
@@ -736,9 +737,9 @@ def test_an_error_in_a_later_pass_leaves_nothing(folder, tmp_path, out, monkeypa
 @pytest.mark.parametrize(
     ("place", "name", "rows_before"),
     [
-        (stream_tables, "_cast", 20),  # in the thread that reads the source
+        (tables, "_cast", 20),  # in the thread that reads the source
         (pq.ParquetWriter, "write_table", 20),  # in the second file, with the first one complete
-        (stream_tables, "_cast", 75 + 20),  # in the thread that reads the second file again
+        (tables, "_cast", 75 + 20),  # in the thread that reads the second file again
     ],
 )
 def test_an_error_in_a_thread_ends_all_and_leaves_nothing(
@@ -830,7 +831,7 @@ def test_a_file_that_changes_while_it_is_read(folder, tmp_path, out, monkeypatch
         os.utime(folder / f"part-{changed}.parquet", ns=(1, 1))
 
     # Called once the first rows were read.
-    monkeypatch.setattr(stream_pre_shuffle, "_check_disk", touch)
+    monkeypatch.setattr(disk, "_check_disk", touch)
     source = folder if kind == "files" else parquet_source(folder, columns=["row"])
     with pytest.raises(RuntimeError, match=rf"part-{changed}\.parquet: changed"):
         shuffled(source, out)
@@ -869,13 +870,13 @@ def forget_a_null(table):
 )
 @pytest.mark.parametrize("step", ["_shuffled", "_row_groups"])
 def test_rows_that_are_lost_or_altered_are_noticed(tmp_path, out, monkeypatch, damage, step):
-    work = getattr(stream_pre_shuffle, step)
+    work = getattr(disk, step)
 
     def damaged(*args):
         for i, table in enumerate(work(*args)):
             yield damage(table) if i == 0 else table
 
-    monkeypatch.setattr(stream_pre_shuffle, step, damaged)
+    monkeypatch.setattr(disk, step, damaged)
     table = table_of(0, N)
     table = table.set_column(2, "text", [[None, *table["text"].to_pylist()[1:]]])
     with pytest.raises(RuntimeError, match="rows that were written are not those of the source"):
@@ -889,7 +890,7 @@ def test_a_file_that_is_altered_once_it_is_written_is_noticed(
 ):
     """It is what is on disk that is compared with the source."""
     make_many_tables(monkeypatch)
-    write_files = stream_pre_shuffle._write_files
+    write_files = disk._write_files
 
     def damaged(*args):
         for i, file in enumerate(write_files(*args)):
@@ -898,7 +899,7 @@ def test_a_file_that_is_altered_once_it_is_written_is_noticed(
                 pq.write_table(change_a_value(table), file)
             yield file
 
-    monkeypatch.setattr(stream_pre_shuffle, "_write_files", damaged)
+    monkeypatch.setattr(disk, "_write_files", damaged)
     with pytest.raises(RuntimeError, match="rows that were written are not those of the source"):
         shuffled(folder, out)
     assert list(tmp_path.iterdir()) == [folder]
@@ -936,7 +937,7 @@ def test_a_run_that_is_killed_at_any_moment(tmp_path, out):
     pq.write_table(table, source, row_group_size=10_000)
     # Forked from a process that has imported everything, and has no threads yet.
     context = multiprocessing.get_context("forkserver")
-    modules = ["pytest", "pyarrow.parquet", "pymc.variational.stream_pre_shuffle"]
+    modules = ["pytest", "pyarrow.parquet", "pymc.streams.shuffle.disk"]
     context.set_forkserver_preload(modules)
 
     durations, left = [], []

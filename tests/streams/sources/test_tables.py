@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pymc.variational import stream_tables
-from pymc.variational.stream_sources import parquet_source
-from pymc.variational.stream_tables import Contents, numeric_columns, tables_of
+from pymc.streams.sources import tables
+from pymc.streams.sources.parquet import parquet_source
+from pymc.streams.sources.tables import Contents, numeric_columns, tables_of
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -156,7 +156,7 @@ def test_contents_of_many_rows(monkeypatch):
     table = pa.table({"x": range(1000), "y": [str(i) for i in range(1000)]})
     contents = contents_of([table])
     assert all(0 <= value < 2**64 for value in [contents.rows, *contents.columns.values()])
-    monkeypatch.setattr(stream_tables, "HASH_ROWS", 7)
+    monkeypatch.setattr(tables, "HASH_ROWS", 7)
     assert contents_of([table]) == contents
 
 
@@ -178,7 +178,7 @@ def test_files(tmp_path):
 
 
 def test_wide_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream_tables, "READ_BYTES", 10_000)
+    monkeypatch.setattr(tables, "READ_BYTES", 10_000)
     values = np.random.default_rng(1).normal(size=(20, 1000))
     write(tmp_path / "a.parquet", dict(zip(map(str, range(20)), values)))
     sizes = [table.num_rows for table in tables_of(tmp_path)]
@@ -269,11 +269,11 @@ def test_arrays_of_a_mapping_keep_their_types():
 
 
 def test_a_series_is_sliced_by_position(monkeypatch):
-    monkeypatch.setattr(stream_tables, "READ_ROWS", 4)
+    monkeypatch.setattr(tables, "READ_ROWS", 4)
     source = {"x": pd.Series(range(10), index=np.arange(10) / 2), "y": np.arange(10)}
-    tables = list(tables_of(source))
-    assert [table.num_rows for table in tables] == [4, 4, 2]
-    assert joined(tables)["x"].to_pylist() == joined(tables)["y"].to_pylist() == list(range(10))
+    read = list(tables_of(source))
+    assert [table.num_rows for table in read] == [4, 4, 2]
+    assert joined(read)["x"].to_pylist() == joined(read)["y"].to_pylist() == list(range(10))
 
 
 @pytest.mark.parametrize("kind", ["array", "mapping", "frame"])

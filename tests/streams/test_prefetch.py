@@ -21,7 +21,7 @@ import weakref
 import numpy as np
 import pytest
 
-from pymc.variational.stream_prefetch import Prefetch
+from pymc.streams.prefetch import Prefetch
 from pymc.variational.streaming import StreamingDataset, shuffle_buffer
 
 pytestmark = pytest.mark.filterwarnings("ignore::pymc.variational.streaming.StreamOrderWarning")
@@ -254,7 +254,7 @@ def test_an_unused_stream_has_no_thread():
 def test_the_interpreter_waits_for_threads_of_forgotten_streams():
     code = """
 import time
-from pymc.variational.stream_prefetch import Prefetch
+from pymc.streams.prefetch import Prefetch
 
 def items():
     for i in range(3):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pymc.variational.stream_blocks import (
+from pymc.streams.blocks import (
     Block,
     BlockFormat,
     Blocks,

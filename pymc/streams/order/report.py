@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pymc.variational.stream_blocks import (
+from pymc.streams.blocks import (
     Block,
     BlockFormat,
     Blocks,
@@ -28,9 +28,9 @@ from pymc.variational.stream_blocks import (
     parts_of,
     positive_int,
 )
-from pymc.variational.stream_order import LARGE_EFFECT, OUTLIER, Features, effect_text
-from pymc.variational.stream_shuffle import shuffle_buffer
-from pymc.variational.stream_sources import SLICE_ROWS, parquet_source
+from pymc.streams.order.check import LARGE_EFFECT, OUTLIER, Features, effect_text
+from pymc.streams.shuffle.buffer import shuffle_buffer
+from pymc.streams.sources.parquet import SLICE_ROWS, parquet_source
 
 __all__ = ["OrderReport", "order_report"]
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pymc.variational.stream_blocks import arrow_to_numpy, check_exact, check_finite
+from pymc.streams.blocks import arrow_to_numpy, check_exact, check_finite
 
 __all__ = ["parquet_source"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pymc.variational.stream_blocks import BlockFormat, Blocks, check_exact, positive_int, to_block
+from pymc.streams.blocks import BlockFormat, Blocks, check_exact, positive_int, to_block
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])

@@ -31,10 +31,10 @@ import numpy as np
 
 from rich.progress import Progress
 
-from pymc.variational.stream_blocks import bytes_of
-from pymc.variational.stream_prefetch import Prefetch
-from pymc.variational.stream_sources import READ_ROWS, parquet_source, stamp_of
-from pymc.variational.stream_tables import (
+from pymc.streams.blocks import bytes_of
+from pymc.streams.prefetch import Prefetch
+from pymc.streams.sources.parquet import READ_ROWS, parquet_source, stamp_of
+from pymc.streams.sources.tables import (
     BlockTables,
     Contents,
     FileTables,

@@ -18,7 +18,7 @@ import warnings
 import numpy as np
 import pytest
 
-from pymc.variational.stream_order import OrderCheck, StreamOrderWarning
+from pymc.streams.order.check import OrderCheck, StreamOrderWarning
 from pymc.variational.streaming import StreamingDataset, shuffle_buffer
 
 N = 100_000

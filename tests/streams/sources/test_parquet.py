@@ -17,8 +17,8 @@ import sys
 import numpy as np
 import pytest
 
-from pymc.variational.stream_shuffle import shuffle_buffer
-from pymc.variational.stream_sources import parquet_source
+from pymc.streams.shuffle.buffer import shuffle_buffer
+from pymc.streams.sources.parquet import parquet_source
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

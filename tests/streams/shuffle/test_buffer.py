@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pymc.variational.stream_shuffle import shuffle_buffer
-from pymc.variational.stream_sources import parquet_source
+from pymc.streams.shuffle.buffer import shuffle_buffer
+from pymc.streams.sources.parquet import parquet_source
 
 
 def flat(batches):

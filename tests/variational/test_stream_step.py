@@ -13,27 +13,20 @@
 #   limitations under the License.
 import contextlib
 import doctest
-import warnings
-
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytensor
 import pytensor.tensor as pt
 import pytest
-import scipy.sparse
-import xarray as xr
 
 import pymc as pm
 
-from pymc.data import MinibatchOp
 from pymc.model.fgraph import clone_model
-from pymc.model.transform.basic import remove_minibatched_nodes
-from pymc.variational import stream_shuffle, stream_sources, streaming
+from pymc.streams.shuffle import buffer
+from pymc.streams.sources import parquet
+from pymc.variational import streaming
 from pymc.variational.callbacks import Tracker
-from pymc.variational.opvi import NotImplementedInference
-from pymc.variational.stream_hooks import check_streams, is_stream_source, prepare_streams
+from pymc.variational.stream_step import prepare_streams
 from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
 
 
@@ -56,9 +49,6 @@ def first_rows(ds, seen):
 
 
 fit_kwargs = {"progressbar": False, "random_seed": 1}
-
-
-# What pm.fit does with streams
 
 
 @pytest.mark.parametrize("score", [True, False])
@@ -228,194 +218,7 @@ def test_an_interrupted_fit_can_be_refined(n, score):
         assert len(inference.hist) == 15
 
 
-# The silent-failure table
-
-
-@pytest.mark.parametrize("total_size", [None, 0])
-def test_missing_total_size_is_an_error(total_size):
-    """S3: it names the variable and the value."""
-    with model_of(numbered(), total_size=total_size):
-        with pytest.raises(ValueError, match=r"`y` uses the stream 'stream' .*total_size=1000\."):
-            pm.fit(5, **fit_kwargs)
-
-
-def test_missing_total_size_that_nobody_knows_is_an_error():
-    """S3."""
-    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
-    with model_of(ds), pytest.raises(ValueError, match=r"`y`.*total_size=N, .*does not tell it"):
-        pm.fit(5, **fit_kwargs)
-
-
-@pytest.mark.parametrize("total_size", [100, [100, ...], (100, None)])
-def test_wrong_total_size_is_said_before_the_first_step(total_size):
-    """S4."""
-    ds = StreamingDataset(np.zeros((1000, 2)), batch_size=10)
-    with model_of(ds, total_size=total_size):
-        with pytest.warns(UserWarning, match=r"total_size=100 \(.*`y`\).* 1000\..*total_size=1000"):
-            pm.fit(1, **fit_kwargs)
-
-
-def test_wrong_total_size_is_said_after_one_epoch():
-    """S4."""
-    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
-    with model_of(ds, total_size=30):
-        pm.fit(2, **fit_kwargs)
-        with pytest.warns(UserWarning, match=r"total_size=30 \(.*`y`\).* 20\..*total_size=20"):
-            pm.fit(1, **fit_kwargs)
-
-
-@pytest.mark.parametrize(
-    ("reshape", "total_size", "counts"),
-    [
-        ("T", 1000, 2500),
-        ("T", [None, 1000], None),
-        ("flatten", 1000, 250),
-        ("flatten", 4000, None),
-        ("none", 1000, None),
-        ("none", [1000, 4], None),
-    ],
-)
-def test_total_size_counts_rows_whatever_the_shape(reshape, total_size, counts):
-    """S4: what counts is the factor on the log-likelihood, N / batch_size."""
-    ds = StreamingDataset(np.zeros((1000, 4)), batch_size=10)
-    buf = ds.as_tensor()
-    observed = {"T": buf.T, "flatten": buf.flatten(), "none": buf}[reshape]
-    with pm.Model() as model:
-        mu = pm.Normal("mu", 0, 1000)
-        pm.Normal("y", mu, 1, observed=observed, total_size=total_size)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        check_streams(model)
-    said = [str(warning.message) for warning in caught]
-    assert len(said) == (counts is not None)
-    assert all(f"total_size={counts} (observed variable `y`)" in message for message in said)
-
-
-def test_a_mended_total_size_is_not_said_again():
-    """S4: what the last model passed does not outlive it."""
-    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
-    with pm.Model():
-        pm.Normal("wrong", pm.Normal("mu"), 1, observed=ds.as_tensor(), total_size=30)
-        pm.fit(1, **fit_kwargs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with model_of(ds, total_size=20):
-            pm.fit(4, **fit_kwargs)
-
-
-def test_a_stream_that_another_model_scales_is_still_said():
-    ds = numbered()
-    with model_of(ds):
-        pm.fit(1, **fit_kwargs)
-    with pm.Model():
-        pm.Potential("p", -pt.sqr(ds.as_tensor() - pm.Normal("mu")).sum())
-        with pytest.warns(UserWarning, match="'stream' enters the model other than"):
-            pm.fit(1, **fit_kwargs)
-
-
-def test_right_total_size_is_silent(fail_on_warning):
-    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
-    for total_size in (20, np.int64(20), [20]):
-        if isinstance(total_size, np.integer):
-            total_size = int(total_size)
-        with model_of(ds, total_size=total_size):
-            pm.fit(3, **fit_kwargs)
-
-
-def test_two_streams_in_one_likelihood_are_refused():
-    """S8."""
-    with pm.Model():
-        b = pm.Normal("b")
-        x, y = numbered(name="features"), numbered(name="labels")
-        pm.Normal("y", b * x.as_tensor(), 1, observed=y.as_tensor(), total_size=1000)
-        with pytest.raises(ValueError, match=r"`y` uses 2 streams.*features.*drift apart"):
-            pm.fit(5, **fit_kwargs)
-
-
-def test_a_stream_and_an_in_memory_minibatch_are_refused():
-    """S8."""
-    with pm.Model():
-        b = pm.Normal("b")
-        y = pm.Minibatch(np.arange(1000, dtype=pytensor.config.floatX), batch_size=10)
-        pm.Normal("y", b * numbered().as_tensor(), 1, observed=y, total_size=1000)
-        with pytest.raises(ValueError, match=r"in-memory pm\.Minibatch, which draws other rows"):
-            pm.fit(5, **fit_kwargs)
-
-
-@pytest.mark.parametrize("data", ["constant", "pm.Data"])
-def test_labels_that_stay_while_features_move_are_refused(data):
-    """S8."""
-    labels = np.arange(10.0)
-    with pm.Model():
-        b = pm.Normal("b")
-        observed = pm.Data("labels", labels) if data == "pm.Data" else labels
-        pm.Normal("y", b * numbered().as_tensor(), 1, observed=observed, total_size=1000)
-        with pytest.raises(ValueError, match="stay the same while the rows change"):
-            pm.fit(5, **fit_kwargs)
-
-
-@pytest.mark.parametrize("data", ["constant", "pm.Data"])
-def test_features_that_stay_while_labels_move_are_said(data):
-    """S8: said, not refused, since a vector may be as long as a batch by chance."""
-    features = np.arange(10.0)
-    with pm.Model():
-        b = pm.Normal("b", np.arange(3.0), 1, shape=3)
-        x = pm.Data("x", features) if data == "pm.Data" else features
-        pm.Normal("y", b[0] * x, 1, observed=numbered().as_tensor(), total_size=1000)
-        with pytest.warns(UserWarning, match="`y`: an array of 10 rows, .* stays the same"):
-            pm.fit(1, **fit_kwargs)
-
-
-def test_priors_as_long_as_a_batch_are_silent(fail_on_warning):
-    rows = StreamingDataset(np.arange(40.0).reshape(10, 4), batch_size=4)
-    with pm.Model() as model:
-        b = pm.Normal("b", np.arange(4.0), 1)
-        pm.Normal("y", rows.as_tensor() @ b, 1, observed=rows.as_tensor()[:, 0], total_size=10)
-        check_streams(model)
-
-
-def test_ones_trick_is_allowed():
-    ds = StreamingDataset(np.full(100, 0.5), batch_size=10)
-    with pm.Model():
-        b = pm.Normal("b")
-        p = pm.math.sigmoid(b * ds.as_tensor())
-        pm.Bernoulli("y", p, observed=np.ones(10), total_size=100)
-        pm.fit(5, **fit_kwargs)
-    assert ds.batches_seen == 5
-
-
-@pytest.mark.parametrize("score", [True, False])
-@pytest.mark.parametrize("passed", ["no callback", "fit_callback", "advance"])
-@pytest.mark.parametrize("n", [8, 20])
-def test_a_one_shot_iterator_that_runs_dry(n, passed, score):
-    """S9: the fit stops, says so, and keeps what it has."""
-    ds = StreamingDataset((np.zeros(10) for _ in range(5)), batch_size=10)
-    callbacks = {
-        "no callback": [],
-        "fit_callback": [ds.fit_callback()],
-        "advance": [lambda *args: ds.advance()],
-    }[passed]
-    with model_of(ds, total_size=50) as model:
-        inference = pm.ADVI(random_seed=1)
-        with pytest.warns(UserWarning, match=f"5 of {n} steps of the fit are done"):
-            approx = inference.fit(n, callbacks=callbacks, progressbar=False, score=score)
-    assert ds.batches_seen == 5
-    assert np.isfinite(approx.mean.eval()).all()
-    if score and passed != "advance":
-        assert len(approx.hist) == 5
-
-
-def test_a_one_shot_iterator_that_lasts_is_silent(fail_on_warning):
-    ds = StreamingDataset((np.zeros(10) for _ in range(5)), batch_size=10)
-    with model_of(ds, total_size=50):
-        approx = pm.fit(5, **fit_kwargs)
-    assert len(approx.hist) == 5
-
-
-# Scaling
-
-
-@pytest.mark.parametrize("module", [streaming, stream_shuffle, stream_sources])
+@pytest.mark.parametrize("module", [streaming, buffer, parquet])
 def test_docstring_examples_run(module):
     pytest.importorskip("pyarrow")
     results = doctest.testmod(module)
@@ -447,120 +250,6 @@ def test_logp_is_prior_plus_scaled_likelihood_of_the_batch():
             np.testing.assert_allclose(dlogp(point), slope, rtol=rtol)
         while ds.rows_streamed % 1000:  # to the end of the epoch
             ds.advance()
-
-
-# pm.Minibatch
-
-
-def blocks_of(rows):
-    return [rows[:70], rows[70:]]
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda rows: lambda: iter(blocks_of(rows)),
-        lambda rows: iter(blocks_of(rows)),
-        lambda rows: (block for block in blocks_of(rows)),
-        lambda rows: shuffle_buffer(rows, buffer_size=100, batch_size=10, seed=1),
-        lambda rows: {"a": rows[:, 0], "b": rows[:, 1]},
-    ],
-    ids=["callable", "iterator", "generator", "shuffle_buffer", "mapping"],
-)
-def test_minibatch_streams_sources(make):
-    rows = np.arange(200.0).reshape(100, 2)
-    batch = pm.Minibatch(make(rows), batch_size=np.int64(10))
-    assert isinstance(batch.owner.op, MinibatchOp)
-    assert batch.name == "minibatch.0"
-    assert batch.type.shape == (10, 2)
-    with pm.Model():
-        mu = pm.Normal("mu")
-        pm.Normal("y", mu * batch[:, 0], 1, observed=batch[:, 1], total_size=100)
-        pm.fit(8, **fit_kwargs)
-    [ds] = {buffer.tag.stream for buffer in batch.owner.inputs}
-    assert ds.batches_seen == 8
-
-
-def test_minibatch_of_tuples_gives_tensors_that_advance_together():
-    rows = np.arange(100.0)
-    x, y = pm.Minibatch(lambda: [(rows[:, None], -rows)], batch_size=10)
-    assert [x.name, y.name] == ["minibatch.0", "minibatch.1"]
-    with pm.Model():
-        mu = pm.Normal("mu")
-        pm.Normal("y", mu * x[:, 0], 1, observed=y, total_size=100)
-        pm.fit(3, **fit_kwargs)
-    [ds] = {buffer.tag.stream for buffer in x.owner.inputs}
-    assert ds.batches_seen == 3
-    [one, two] = pm.draw([x, y])
-    np.testing.assert_array_equal(one[:, 0], -two)
-    np.testing.assert_array_equal(two, -rows[20:30])
-
-
-def test_minibatch_refuses_two_sources():
-    """S8."""
-
-    def make():
-        return [np.zeros(10)]
-
-    for sources in [(make, make), (np.zeros(10), make), (make, np.zeros(10))]:
-        with pytest.raises(TypeError, match="one streamed source: two would drift apart"):
-            pm.Minibatch(*sources, batch_size=5)
-
-
-def test_what_pymc_does_for_minibatches_holds_for_streams():
-    batch = pm.Minibatch(lambda: [np.arange(10.0)], batch_size=5)
-    with pm.Model(), pytest.warns(UserWarning, match="total_size not provided.*`y`"):
-        pm.Normal("y", 0, 1, observed=batch)
-    with pm.Model() as model:
-        mu = pm.Normal("mu")
-        pm.Normal("y", mu, 1, observed=batch, total_size=10)
-        with pytest.raises(NotImplementedInference, match="SVGD does not currently support"):
-            pm.fit(5, method="svgd", **fit_kwargs)
-    plain = remove_minibatched_nodes(model)
-    assert not isinstance(plain.rvs_to_values[plain["y"]].owner, MinibatchOp)
-    assert np.isfinite(plain.compile_logp()(plain.initial_point()))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        np.arange(6.0),
-        [1.0, 2.0, 3.0],
-        [[1, 2], [3, 4]],
-        (1.0, 2.0, 3.0),
-        range(4),
-        pd.Series([1.0, 2.0]),
-        pd.DataFrame({"x": [1.0, 2.0]}),
-        xr.DataArray([1.0, 2.0]),
-        scipy.sparse.csr_array(np.eye(2)),
-        pt.arange(5),
-        np.float64(3.0),
-    ],
-    ids=lambda data: type(data).__name__,
-)
-def test_what_is_in_memory_is_no_stream(data):
-    assert not is_stream_source(data)
-
-
-@pytest.mark.parametrize("path", ["events/", Path("events")])
-def test_a_path_is_pointed_to_parquet_source(path):
-    with pytest.raises(TypeError, match=r"parquet_source\('events/?'\)"):
-        pm.Minibatch(path, batch_size=5)
-
-
-def test_arrow_tables_stream():
-    pa = pytest.importorskip("pyarrow")
-    table = pa.table({"x": np.arange(10.0), "y": np.arange(10)})
-    assert pm.Minibatch(table, batch_size=5).type.shape == (5, 2)
-
-
-def test_memmap_is_in_memory_for_minibatch(tmp_path):
-    np.save(tmp_path / "x.npy", np.arange(6.0))
-    batch = pm.Minibatch(np.load(tmp_path / "x.npy", mmap_mode="r"), batch_size=3)
-    assert not hasattr(batch.owner.inputs[0].tag, "stream")
-
-
-# The same posterior
 
 
 def test_parquet_example_of_the_readme(tmp_path):

@@ -18,8 +18,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pymc.variational.stream_batches import Batches
-from pymc.variational.stream_blocks import Blocks
+from pymc.streams.batches import Batches
+from pymc.streams.blocks import Blocks
 
 
 def flat(batches):

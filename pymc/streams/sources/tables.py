@@ -25,8 +25,8 @@ import pandas as pd
 
 from pandas.util import hash_array
 
-from pymc.variational.stream_blocks import Blocks, is_arrow, raw_blocks
-from pymc.variational.stream_sources import (
+from pymc.streams.blocks import Blocks, is_arrow, raw_blocks
+from pymc.streams.sources.parquet import (
     READ_ROWS,
     find_files,
     import_parquet,

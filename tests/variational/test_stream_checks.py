@@ -1,0 +1,276 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+import warnings
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+
+import pymc as pm
+
+from pymc.variational.stream_checks import check_streams
+from pymc.variational.streaming import StreamingDataset
+
+
+def numbered(n=1000, batch_size=10, **kwargs):
+    """Stream the numbers 0, 1, 2, ... in order, so that a batch tells which one it is."""
+    return StreamingDataset(np.arange(n), batch_size=batch_size, **kwargs)
+
+
+def model_of(ds, total_size="auto"):
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 1000)
+        total_size = ds.total_size if total_size == "auto" else total_size
+        pm.Normal("y", mu, 1, observed=ds.as_tensor(), total_size=total_size)
+    return model
+
+
+def first_rows(ds, seen):
+    """Return a callback that notes which batch the step has used."""
+    return lambda *args: seen.append(int(ds.as_tensor().get_value()[0]))
+
+
+fit_kwargs = {"progressbar": False, "random_seed": 1}
+
+
+@pytest.mark.parametrize("total_size", [None, 0])
+def test_missing_total_size_is_an_error(total_size):
+    """S3: it names the variable and the value."""
+    with model_of(numbered(), total_size=total_size):
+        with pytest.raises(ValueError, match=r"`y` uses the stream 'stream' .*total_size=1000\."):
+            pm.fit(5, **fit_kwargs)
+
+
+def test_missing_total_size_that_nobody_knows_is_an_error():
+    """S3."""
+    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
+    with model_of(ds), pytest.raises(ValueError, match=r"`y`.*total_size=N, .*does not tell it"):
+        pm.fit(5, **fit_kwargs)
+
+
+@pytest.mark.parametrize("total_size", [100, [100, ...], (100, None)])
+def test_wrong_total_size_is_said_before_the_first_step(total_size):
+    """S4."""
+    ds = StreamingDataset(np.zeros((1000, 2)), batch_size=10)
+    with model_of(ds, total_size=total_size):
+        with pytest.warns(UserWarning, match=r"total_size=100 \(.*`y`\).* 1000\..*total_size=1000"):
+            pm.fit(1, **fit_kwargs)
+
+
+def test_wrong_total_size_is_said_after_one_epoch():
+    """S4."""
+    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
+    with model_of(ds, total_size=30):
+        pm.fit(2, **fit_kwargs)
+        with pytest.warns(UserWarning, match=r"total_size=30 \(.*`y`\).* 20\..*total_size=20"):
+            pm.fit(1, **fit_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("reshape", "total_size", "counts"),
+    [
+        ("T", 1000, 2500),
+        ("T", [None, 1000], None),
+        ("flatten", 1000, 250),
+        ("flatten", 4000, None),
+        ("none", 1000, None),
+        ("none", [1000, 4], None),
+    ],
+)
+def test_total_size_counts_rows_whatever_the_shape(reshape, total_size, counts):
+    """S4: what counts is the factor on the log-likelihood, N / batch_size."""
+    ds = StreamingDataset(np.zeros((1000, 4)), batch_size=10)
+    buf = ds.as_tensor()
+    observed = {"T": buf.T, "flatten": buf.flatten(), "none": buf}[reshape]
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 1000)
+        pm.Normal("y", mu, 1, observed=observed, total_size=total_size)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        check_streams(model)
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == (counts is not None)
+    assert all(f"total_size={counts} (observed variable `y`)" in message for message in said)
+
+
+def test_a_mended_total_size_is_not_said_again():
+    """S4: what the last model passed does not outlive it."""
+    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
+    with pm.Model():
+        pm.Normal("wrong", pm.Normal("mu"), 1, observed=ds.as_tensor(), total_size=30)
+        pm.fit(1, **fit_kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with model_of(ds, total_size=20):
+            pm.fit(4, **fit_kwargs)
+
+
+def test_a_stream_that_another_model_scales_is_still_said():
+    ds = numbered()
+    with model_of(ds):
+        pm.fit(1, **fit_kwargs)
+    with pm.Model():
+        pm.Potential("p", -pt.sqr(ds.as_tensor() - pm.Normal("mu")).sum())
+        with pytest.warns(UserWarning, match="'stream' enters the model other than"):
+            pm.fit(1, **fit_kwargs)
+
+
+def test_right_total_size_is_silent(fail_on_warning):
+    ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
+    for total_size in (20, np.int64(20), [20]):
+        if isinstance(total_size, np.integer):
+            total_size = int(total_size)
+        with model_of(ds, total_size=total_size):
+            pm.fit(3, **fit_kwargs)
+
+
+def test_two_streams_in_one_likelihood_are_refused():
+    """S8."""
+    with pm.Model():
+        b = pm.Normal("b")
+        x, y = numbered(name="features"), numbered(name="labels")
+        pm.Normal("y", b * x.as_tensor(), 1, observed=y.as_tensor(), total_size=1000)
+        with pytest.raises(ValueError, match=r"`y` uses 2 streams.*features.*drift apart"):
+            pm.fit(5, **fit_kwargs)
+
+
+def test_a_stream_and_an_in_memory_minibatch_are_refused():
+    """S8."""
+    with pm.Model():
+        b = pm.Normal("b")
+        y = pm.Minibatch(np.arange(1000, dtype=pytensor.config.floatX), batch_size=10)
+        pm.Normal("y", b * numbered().as_tensor(), 1, observed=y, total_size=1000)
+        with pytest.raises(ValueError, match=r"in-memory pm\.Minibatch, which draws other rows"):
+            pm.fit(5, **fit_kwargs)
+
+
+@pytest.mark.parametrize("data", ["constant", "pm.Data"])
+def test_labels_that_stay_while_features_move_are_refused(data):
+    """S8."""
+    labels = np.arange(10.0)
+    with pm.Model():
+        b = pm.Normal("b")
+        observed = pm.Data("labels", labels) if data == "pm.Data" else labels
+        pm.Normal("y", b * numbered().as_tensor(), 1, observed=observed, total_size=1000)
+        with pytest.raises(ValueError, match="stay the same while the rows change"):
+            pm.fit(5, **fit_kwargs)
+
+
+@pytest.mark.parametrize("data", ["constant", "pm.Data"])
+def test_features_that_stay_while_labels_move_are_said(data):
+    """S8: said, not refused, since a vector may be as long as a batch by chance."""
+    features = np.arange(10.0)
+    with pm.Model():
+        b = pm.Normal("b", np.arange(3.0), 1, shape=3)
+        x = pm.Data("x", features) if data == "pm.Data" else features
+        pm.Normal("y", b[0] * x, 1, observed=numbered().as_tensor(), total_size=1000)
+        with pytest.warns(UserWarning, match="`y`: an array of 10 rows, .* stays the same"):
+            pm.fit(1, **fit_kwargs)
+
+
+def test_priors_as_long_as_a_batch_are_silent(fail_on_warning):
+    rows = StreamingDataset(np.arange(40.0).reshape(10, 4), batch_size=4)
+    with pm.Model() as model:
+        b = pm.Normal("b", np.arange(4.0), 1)
+        pm.Normal("y", rows.as_tensor() @ b, 1, observed=rows.as_tensor()[:, 0], total_size=10)
+        check_streams(model)
+
+
+def test_ones_trick_is_allowed():
+    ds = StreamingDataset(np.full(100, 0.5), batch_size=10)
+    with pm.Model():
+        b = pm.Normal("b")
+        p = pm.math.sigmoid(b * ds.as_tensor())
+        pm.Bernoulli("y", p, observed=np.ones(10), total_size=100)
+        pm.fit(5, **fit_kwargs)
+    assert ds.batches_seen == 5
+
+
+@pytest.mark.parametrize("score", [True, False])
+@pytest.mark.parametrize("passed", ["no callback", "fit_callback", "advance"])
+@pytest.mark.parametrize("n", [8, 20])
+def test_a_one_shot_iterator_that_runs_dry(n, passed, score):
+    """S9: the fit stops, says so, and keeps what it has."""
+    ds = StreamingDataset((np.zeros(10) for _ in range(5)), batch_size=10)
+    callbacks = {
+        "no callback": [],
+        "fit_callback": [ds.fit_callback()],
+        "advance": [lambda *args: ds.advance()],
+    }[passed]
+    with model_of(ds, total_size=50) as model:
+        inference = pm.ADVI(random_seed=1)
+        with pytest.warns(UserWarning, match=f"5 of {n} steps of the fit are done"):
+            approx = inference.fit(n, callbacks=callbacks, progressbar=False, score=score)
+    assert ds.batches_seen == 5
+    assert np.isfinite(approx.mean.eval()).all()
+    if score and passed != "advance":
+        assert len(approx.hist) == 5
+
+
+def test_a_one_shot_iterator_that_lasts_is_silent(fail_on_warning):
+    ds = StreamingDataset((np.zeros(10) for _ in range(5)), batch_size=10)
+    with model_of(ds, total_size=50):
+        approx = pm.fit(5, **fit_kwargs)
+    assert len(approx.hist) == 5
+
+
+quick = {"draws": 2, "chains": 1, "progressbar": False, "random_seed": 1}
+
+
+def sampled_model_of(ds, potential=False):
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 10)
+        if potential:
+            pm.Potential("y", -((ds.as_tensor() - mu) ** 2).sum())
+        else:
+            pm.Normal("y", mu, 1, observed=ds.as_tensor(), total_size=ds.total_size)
+        pm.Normal("in_memory", mu, 1, observed=np.array([1.0, 2.0]))
+    return model
+
+
+@pytest.mark.parametrize("potential", [False, True])
+@pytest.mark.parametrize(
+    ("what", "call"),
+    [
+        ("pm.sample", lambda: pm.sample(tune=2, **quick)),
+        ("pm.sample_smc", lambda: pm.sample_smc(**quick)),
+        ("pm.find_MAP", lambda: pm.find_MAP(progressbar=False, jitter=False)),
+    ],
+)
+def test_one_batch_is_not_sampled_as_if_it_were_the_data(what, call, potential):
+    """S11."""
+    ds = StreamingDataset(np.zeros(1000), batch_size=10, name="rows")
+    with sampled_model_of(ds, potential):
+        with pytest.raises(ValueError, match=f"{what} .*`y` uses the stream 'rows'.* 10 rows"):
+            call()
+
+
+def test_the_result_of_a_fit_does_not_show_one_batch_as_the_data():
+    """S13: left out; what is in memory is shown."""
+    ds = StreamingDataset(np.arange(1000), batch_size=10)
+    with sampled_model_of(ds):
+        result = pm.fit(3, progressbar=False, random_seed=1).sample(5, random_seed=1)
+    assert list(result.observed_data) == ["in_memory"]
+    assert result.posterior["mu"].sizes["draw"] == 5
+
+
+def test_a_result_of_nothing_but_a_stream_has_no_observed_data():
+    """S13."""
+    batch = pm.Minibatch(lambda: [np.arange(100.0)], batch_size=10)
+    with pm.Model():
+        mu = pm.Normal("mu", 0, 10)
+        pm.Normal("y", mu, 1, observed=batch, total_size=100)
+        result = pm.fit(3, progressbar=False, random_seed=1).sample(5, random_seed=1)
+    assert list(result.observed_data) == []

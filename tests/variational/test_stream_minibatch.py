@@ -1,0 +1,159 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytensor.tensor as pt
+import pytest
+import scipy.sparse
+import xarray as xr
+
+import pymc as pm
+
+from pymc.data import MinibatchOp
+from pymc.model.transform.basic import remove_minibatched_nodes
+from pymc.variational.opvi import NotImplementedInference
+from pymc.variational.stream_minibatch import is_stream_source
+from pymc.variational.streaming import StreamingDataset, shuffle_buffer
+
+
+def numbered(n=1000, batch_size=10, **kwargs):
+    """Stream the numbers 0, 1, 2, ... in order, so that a batch tells which one it is."""
+    return StreamingDataset(np.arange(n), batch_size=batch_size, **kwargs)
+
+
+def model_of(ds, total_size="auto"):
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 1000)
+        total_size = ds.total_size if total_size == "auto" else total_size
+        pm.Normal("y", mu, 1, observed=ds.as_tensor(), total_size=total_size)
+    return model
+
+
+def first_rows(ds, seen):
+    """Return a callback that notes which batch the step has used."""
+    return lambda *args: seen.append(int(ds.as_tensor().get_value()[0]))
+
+
+fit_kwargs = {"progressbar": False, "random_seed": 1}
+
+
+def blocks_of(rows):
+    return [rows[:70], rows[70:]]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rows: lambda: iter(blocks_of(rows)),
+        lambda rows: iter(blocks_of(rows)),
+        lambda rows: (block for block in blocks_of(rows)),
+        lambda rows: shuffle_buffer(rows, buffer_size=100, batch_size=10, seed=1),
+        lambda rows: {"a": rows[:, 0], "b": rows[:, 1]},
+    ],
+    ids=["callable", "iterator", "generator", "shuffle_buffer", "mapping"],
+)
+def test_minibatch_streams_sources(make):
+    rows = np.arange(200.0).reshape(100, 2)
+    batch = pm.Minibatch(make(rows), batch_size=np.int64(10))
+    assert isinstance(batch.owner.op, MinibatchOp)
+    assert batch.name == "minibatch.0"
+    assert batch.type.shape == (10, 2)
+    with pm.Model():
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu * batch[:, 0], 1, observed=batch[:, 1], total_size=100)
+        pm.fit(8, **fit_kwargs)
+    [ds] = {buffer.tag.stream for buffer in batch.owner.inputs}
+    assert ds.batches_seen == 8
+
+
+def test_minibatch_of_tuples_gives_tensors_that_advance_together():
+    rows = np.arange(100.0)
+    x, y = pm.Minibatch(lambda: [(rows[:, None], -rows)], batch_size=10)
+    assert [x.name, y.name] == ["minibatch.0", "minibatch.1"]
+    with pm.Model():
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu * x[:, 0], 1, observed=y, total_size=100)
+        pm.fit(3, **fit_kwargs)
+    [ds] = {buffer.tag.stream for buffer in x.owner.inputs}
+    assert ds.batches_seen == 3
+    [one, two] = pm.draw([x, y])
+    np.testing.assert_array_equal(one[:, 0], -two)
+    np.testing.assert_array_equal(two, -rows[20:30])
+
+
+def test_minibatch_refuses_two_sources():
+    """S8."""
+
+    def make():
+        return [np.zeros(10)]
+
+    for sources in [(make, make), (np.zeros(10), make), (make, np.zeros(10))]:
+        with pytest.raises(TypeError, match="one streamed source: two would drift apart"):
+            pm.Minibatch(*sources, batch_size=5)
+
+
+def test_what_pymc_does_for_minibatches_holds_for_streams():
+    batch = pm.Minibatch(lambda: [np.arange(10.0)], batch_size=5)
+    with pm.Model(), pytest.warns(UserWarning, match="total_size not provided.*`y`"):
+        pm.Normal("y", 0, 1, observed=batch)
+    with pm.Model() as model:
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu, 1, observed=batch, total_size=10)
+        with pytest.raises(NotImplementedInference, match="SVGD does not currently support"):
+            pm.fit(5, method="svgd", **fit_kwargs)
+    plain = remove_minibatched_nodes(model)
+    assert not isinstance(plain.rvs_to_values[plain["y"]].owner, MinibatchOp)
+    assert np.isfinite(plain.compile_logp()(plain.initial_point()))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        np.arange(6.0),
+        [1.0, 2.0, 3.0],
+        [[1, 2], [3, 4]],
+        (1.0, 2.0, 3.0),
+        range(4),
+        pd.Series([1.0, 2.0]),
+        pd.DataFrame({"x": [1.0, 2.0]}),
+        xr.DataArray([1.0, 2.0]),
+        scipy.sparse.csr_array(np.eye(2)),
+        pt.arange(5),
+        np.float64(3.0),
+    ],
+    ids=lambda data: type(data).__name__,
+)
+def test_what_is_in_memory_is_no_stream(data):
+    assert not is_stream_source(data)
+
+
+@pytest.mark.parametrize("path", ["events/", Path("events")])
+def test_a_path_is_pointed_to_parquet_source(path):
+    with pytest.raises(TypeError, match=r"parquet_source\('events/?'\)"):
+        pm.Minibatch(path, batch_size=5)
+
+
+def test_arrow_tables_stream():
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"x": np.arange(10.0), "y": np.arange(10)})
+    assert pm.Minibatch(table, batch_size=5).type.shape == (5, 2)
+
+
+def test_memmap_is_in_memory_for_minibatch(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(6.0))
+    batch = pm.Minibatch(np.load(tmp_path / "x.npy", mmap_mode="r"), batch_size=3)
+    assert not hasattr(batch.owner.inputs[0].tag, "stream")
