@@ -33,12 +33,13 @@ that holds many of them (``parquet_source(..., shuffle_row_groups=True)``). See
 :class:`shuffle_buffer` for measured figures, and :func:`order_report` for those of your data.
 """
 
+import logging
 import operator
 import warnings
 
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytensor
@@ -46,11 +47,13 @@ import pytensor
 from pytensor.graph.basic import Variable
 from pytensor.tensor.sharedvar import TensorSharedVariable
 from pytensor.tensor.variable import TensorVariable
+from rich.progress import Progress
 
-from pymc.streams.batches import Batches
-from pymc.streams.blocks import Block, Blocks, positive_int
+from pymc.streams.batches import Batches, Read
+from pymc.streams.blocks import Block, positive_int
 from pymc.streams.order.check import OrderCheck, StreamOrderWarning
 from pymc.streams.order.report import OrderReport, judge_files, order_report
+from pymc.streams.position import checksum, differences
 from pymc.streams.prefetch import Prefetch
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.shuffle.disk import pre_shuffle
@@ -66,8 +69,11 @@ __all__ = [
     "shuffle_buffer",
 ]
 
+_log = logging.getLogger(__name__)
+
 # Rows that take no more than this are better kept in memory.
 SMALL_BYTES = 2**30
+STATE_VERSION = 1
 # What batches that are kept ready may take, and how many they may be.
 PREFETCH_BYTES, PREFETCH_BATCHES = 2**25, 4096
 
@@ -106,14 +112,17 @@ class StreamingDataset:
         hold exactly is an error.
     preprocess_fn : callable, optional
         Applied to each block before it is cut into batches. It gets an array, a dict of arrays
-        or a tuple of arrays, which it must not write into, and returns one of these with the
-        same number of rows.
+        or a tuple of arrays, of any type (strings, say), which it must not write into, and returns
+        one of these with the same number of rows, as numbers. Columns that it returns as a dict
+        have its names; an array of as many columns as the source names keeps the source's.
     cycle : bool, default True
         Start the next epoch when one ends. If False, the stream ends after one epoch, without
-        the rows that do not fill a last batch.
+        the rows that do not fill a last batch; iterating over it again starts it again.
     check_order : {"warn", "raise", "ignore"}, default "warn"
         What to do if batches follow the order of the rows: give a :class:`StreamOrderWarning`,
-        raise it, or do not look. Parquet statistics are looked at now, batches as they are loaded.
+        raise it, or do not look. Parquet statistics are looked at now, batches as they are loaded;
+        with ``cycle=False`` it is said in :func:`pymc.fit` only, as order does not matter to a
+        loop over all rows.
     prefetch : int, optional
         Batches that a background thread keeps ready. Default: what 32 MiB hold, but two at least.
         With 0 the source is read in the thread that calls :meth:`advance`. The batches are the
@@ -135,6 +144,9 @@ class StreamingDataset:
     batches_seen, rows_streamed : int
         Batches, and rows in them, that were loaded into the buffer.
 
+    epoch, row : int
+        The epoch, and the row in it, that the next batch begins with.
+
     Raises
     ------
     TypeError, ValueError
@@ -154,6 +166,11 @@ class StreamingDataset:
 
     Notes
     -----
+    Between fits a stream on files, arrays or tables holds its position and one batch: no thread,
+    no open file, no rows that were read ahead. It goes on where it was; :meth:`reset` takes it back
+    to its beginning, so that a fit with the same ``random_seed`` gives the same result again. A stream
+    on a function or iterator, which cannot be opened in the middle, keeps what was read ahead.
+
     **The order of the rows matters**: in-memory :func:`pymc.Minibatch` draws uniformly from all N
     rows, a stream gives them in the order of its source. See :class:`shuffle_buffer`.
 
@@ -213,10 +230,10 @@ class StreamingDataset:
             )
         self.name = name
         self.batch_size = positive_int(batch_size, "batch_size")
-        self.batches_seen = 0
-        blocks = Blocks(source)
+        self.batches_seen = self.epoch = self.row = 0
+        self._cycle = cycle
         self._batches = Batches(
-            blocks,
+            source,
             batch_size=self.batch_size,
             dtype=pytensor.config.floatX if dtype is None else dtype,
             preprocess_fn=preprocess_fn,
@@ -232,31 +249,33 @@ class StreamingDataset:
                 + (f" Its columns are {list(self.columns)}." if self.columns else "")
             )
         self._check_order = check_order
-        self._order: OrderCheck | None = None
-        finding = None
+        self._order = _Order(None)
+        # Largest index that a model has room for, by array and column of the buffer.
+        self._index_bounds: dict[tuple[int, int], tuple[int, str]] = {}
         if check_order != "ignore":
             finding, limit = judge_files(source, self.batch_size)
-            if finding is None:
-                self._order = OrderCheck(self._batches.column_names, self.batch_size, limit)
+            check = OrderCheck(self._batches.column_names, self.batch_size, limit)
+            self._order = _Order(check if finding is None else None, finding)
         # The first batch is read now, so that what is wrong with the source is said now, and the
         # buffer never holds made-up numbers. It counts as seen when it is loaded.
-        self._reader: Generator[list[_Read], None, None] | Prefetch = self._read()
-        self._ahead: deque[_Read] = deque(next(self._reader, []))
-        if not self._ahead:
+        reads = self._read()
+        some = next(reads)
+        first = some[0]
+        if first.batch is None:
             raise ValueError(
-                f"the source has {self._batches.epoch_rows} rows, fewer than one batch of "
+                f"the source has {first.epoch_rows} rows, fewer than one batch of "
                 f"{self.batch_size}, and is read only once. Pass a smaller batch_size."
             )
-        first = self._ahead[0]
         self._buffers: list[TensorSharedVariable] = []
         for i, values in enumerate(first.batch):
             label = f"{name}.{i}" if self._batches.is_tuple else name
             buffer = pytensor.shared(values, name=label, shape=values.shape, borrow=True)
             buffer.tag.stream = self  # how pm.fit finds the streams that a model uses
             self._buffers.append(buffer)
-        self._row_bytes = sum(values.nbytes for values in first.batch) // self.batch_size
+        batch_bytes = sum(values.nbytes for values in first.batch)
+        self._row_bytes = batch_bytes // self.batch_size
         if prefetch is None:
-            prefetch = PREFETCH_BYTES // (self._row_bytes * self.batch_size)
+            prefetch = PREFETCH_BYTES // max(1, batch_bytes)
             prefetch = min(max(2, prefetch), PREFETCH_BATCHES)
         elif prefetch != 0:
             prefetch = positive_int(prefetch, "prefetch")
@@ -268,14 +287,20 @@ class StreamingDataset:
         self._fit_steps = (0, 0)
         self._closed = False
         # N as far as it is known, and what is passed as N, by whom.
-        self._n_rows = blocks.n_rows
+        self._n_rows = self._batches.blocks.n_rows
         self._given: int | None = None
         if total_size is not None and total_size != "auto":
             self._given = positive_int(total_size, "total_size")
-        self._claim_total_sizes({})
-        self._learn_n_rows(first.epoch_rows)
-        if finding is not None:
-            self._tell_order(finding)
+        self._expect_total_sizes({})
+        self._set_n_rows(first.epoch_rows)
+        # What gives the batches from the position on, and the one that comes next, if it was taken.
+        self._reader: Prefetch | Iterator[Read] | None = None
+        self._taken: Read | None = None
+        self._at_end = False
+        if not self._batches.blocks.seekable:
+            self._reader = self._reader_of(_chained(some, reads))
+        if cycle:
+            self._say_order()
 
     @property
     def total_size(self) -> int | None:
@@ -331,25 +356,12 @@ class StreamingDataset:
         if self._closed:
             raise RuntimeError(f"stream {self.name!r} is closed.")
         read = self._next()
-        if read is None:
-            message = f"stream {self.name!r} has ended after {self.batches_seen} batches"
-            done, asked = self._fit_steps
-            if done < asked:
-                # StopIteration ends a fit without a word.
-                warnings.warn(
-                    f"{message}: {done} of {asked} steps of the fit are done, and the fit stops "
-                    "here. The source can be read only once: pass a function that returns a fresh "
-                    "iterator, or files, to read it again (with cycle=True).",
-                    stacklevel=2,
-                )
-            raise StopIteration(f"{message}.")
-        self._learn_n_rows(read.epoch_rows)
-        if read.finding is not None:
-            self._tell_order(read.finding)
-        for buffer, values in zip(self._buffers, read.batch):
-            # A new array each time: with JAX a step may still be reading the last one.
-            buffer.set_value(values, borrow=True)
-        self.batches_seen += 1
+        self._set_n_rows(read.epoch_rows)
+        if self._cycle:
+            self._say_order()
+        if read.batch is None:
+            self._end()
+        self._load(read)
         self._fresh = True
 
     def fit_callback(self, seed: bool = True) -> Callable[[Any, Any, int], None]:
@@ -381,7 +393,128 @@ class StreamingDataset:
 
         return callback
 
+    def reset(self) -> None:
+        """Go back to the beginning: the next batch is the first one of the first epoch.
+
+        Two fits of a model with the same ``random_seed``, each after a reset, are the same.
+
+        Raises
+        ------
+        TypeError
+            If the source is an iterator, which can be read only once.
+        """
+        self._check_re_readable("reset")
+        self._rewind()
+        self._fresh = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the stream, as plain values that JSON can hold.
+
+        Returns
+        -------
+        dict
+            ``epoch`` and ``row`` that the next batch begins with, ``batches_seen``, ``n_rows`` as
+            far as it is known, what the source is, with its seeds, and a checksum of the batch that
+            is loaded.
+
+        Raises
+        ------
+        TypeError
+            If the source is an iterator, which can be read only once.
+
+        Examples
+        --------
+        >>> import json
+        >>> import numpy as np
+        >>> from pymc.variational.streaming import StreamingDataset
+        >>> ds = StreamingDataset(np.arange(100), batch_size=10)
+        >>> for _ in range(3):
+        ...     ds.advance()
+        >>> state = json.loads(json.dumps(ds.state_dict()))
+        >>> state["epoch"], state["row"]
+        (0, 30)
+        >>> again = StreamingDataset(np.arange(100), batch_size=10)
+        >>> again.load_state_dict(state)
+        >>> next(again).tolist()
+        [30.0, 31.0, 32.0, 33.0, 34.0, 35.0, 36.0, 37.0, 38.0, 39.0]
+        """
+        self._check_re_readable("state_dict")
+        return {
+            "version": STATE_VERSION,
+            **self._identity(),
+            "epoch": self.epoch,
+            "row": self.row,
+            "batches_seen": self.batches_seen,
+            "n_rows": self._n_rows,
+            "fresh": self._fresh,
+            "checksum": self._checksum(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another stream over the same rows was, also one of another process.
+
+        The batches from here on are those that the other one would have given, to the last bit. The
+        batch that it had loaded is loaded, and its checksum compared. A source on files, arrays or
+        tables is opened at that row; one that is a function is called afresh and read up to it, with
+        a progress bar. A source without a seed takes that of the state.
+
+        Parameters
+        ----------
+        state : mapping
+            What :meth:`state_dict` has returned.
+
+        Raises
+        ------
+        TypeError
+            If the source is an iterator, which can be read only once.
+        ValueError
+            If the state is of another source, seed, batch size or columns, or the source gives
+            other rows than it did. The message names what differs.
+        """
+        self._check_re_readable("load_state_dict")
+        if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"stream {self.name!r}: not a state of this version of StreamingDataset: {state!r:.80}"
+            )
+        blocks = self._batches.blocks.with_seeds_of(state["source"])
+        here = self._identity() | {"source": blocks.identity}
+        found = differences({name: state.get(name) for name in here}, here)
+        if found:
+            raise ValueError(
+                f"stream {self.name!r} cannot go on at a position of another stream: "
+                f"{'; '.join(found)}."
+            )
+        self._batches.blocks = blocks
+        self._rewind()
+        self._n_rows = state["n_rows"]
+        # The batch that was loaded is read again, to see that the rows are the same.
+        before = state["batches_seen"] - 1
+        if before >= 0:
+            if blocks.seekable:
+                assert blocks.n_rows is not None
+                first = state["epoch"] * blocks.n_rows + state["row"] - self.batch_size
+                self.epoch, self.row = divmod(first, blocks.n_rows)
+                self.batches_seen = before
+            else:
+                self._skip(before)
+            read = self._next()
+            if read.batch is not None:
+                self._load(read)
+        if self._checksum() != state["checksum"]:
+            raise ValueError(
+                f"stream {self.name!r}: its source gives other rows at epoch {state['epoch']}, row "
+                f"{state['row']} than it did: data, preprocess_fn or dtype have changed, or a function "
+                "gives its rows in an order that no seed fixes."
+            )
+        self._fresh = state["fresh"]
+        self._release()
+
     def __iter__(self) -> "StreamingDataset":
+        """Start again, if a stream with ``cycle=False`` has ended."""
+        n_rows = self._batches.blocks.n_rows or self._n_rows
+        last = not self._cycle and n_rows is not None and self.row + self.batch_size > n_rows
+        if self._at_end or (last and not self._batches.blocks.one_shot):
+            self.reset()
         return self
 
     def __next__(self) -> Block:
@@ -397,47 +530,209 @@ class StreamingDataset:
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the reader behind: position and source go along."""
+        self._check_re_readable("pickling")
+        return self.__dict__ | {"_reader": None, "_taken": None}
+
     def close(self) -> None:
         """Close the source's files. The last batch stays in the buffer; no other can be loaded."""
         self._closed = True
-        self._ahead.clear()
-        self._reader.close()
+        self._drop_reader()
 
-    def _read(self) -> Generator[list["_Read"], None, None]:
-        # A function of its own, which keeps no reference to this stream.
-        return _read(self._batches, self._order)
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same for a position to mean the same."""
+        return {
+            "batch_size": self.batch_size,
+            "columns": None if self.columns is None else list(self.columns),
+            "cycle": self._cycle,
+            "source": self._batches.blocks.identity,
+        }
 
-    def _next(self) -> "_Read | None":
-        """Take the next batch from the thread that reads ahead, or read it here."""
-        if self._ahead:
-            return self._ahead.popleft()
-        if self._n_ahead and not isinstance(self._reader, Prefetch):
-            self._reader = Prefetch(self._reader, self._n_ahead)
+    def _checksum(self) -> int:
+        return checksum(np.asarray(buffer.get_value(borrow=True)) for buffer in self._buffers)
+
+    def _check_re_readable(self, what: str) -> None:
+        if self._batches.blocks.one_shot:
+            raise TypeError(
+                f"{what} of stream {self.name!r}: its source is an iterator, which can be read only "
+                "once. Pass a function that returns a fresh iterator, an array, or files."
+            )
+
+    def _read(self) -> Generator[list[Read], None, None]:
+        """Read batches from the position on, or what cannot be opened there from its beginning."""
+        blocks, number = self._batches.blocks, self.batches_seen
+        if blocks.seekable:
+            return _watched(self._batches.read(self.epoch, self.row), self._order, number)
+        return _watched(self._batches.read(), self._order, number if blocks.one_shot else 0)
+
+    def _reader_of(self, reads: Generator[list[Read], None, None]) -> Prefetch | Iterator[Read]:
+        return Prefetch(reads, self._n_ahead) if self._n_ahead else _one_by_one(reads)
+
+    def _next(self) -> Read:
+        """Return the next batch, the same one until it is loaded."""
+        if self._taken is None:
+            self._taken = self._fetch()
+        return self._taken
+
+    def _fetch(self) -> Read:
+        """Take a batch from the thread that reads ahead, or read it here."""
+        seekable = self._batches.blocks.seekable
+        if isinstance(self._reader, Prefetch) and self._reader.orphaned:
+            if not seekable:
+                raise RuntimeError(
+                    f"stream {self.name!r} was started before this process was forked, and its "
+                    "source cannot be opened in the middle. Make the stream in this process."
+                )
+            self._reader = None
+        if self._reader is None:
+            self._reader = self._reader_of(self._read())
+            if not (seekable or self._batches.blocks.one_shot):
+                self._skip(self.batches_seen)
         try:
-            if isinstance(self._reader, Prefetch):
-                return next(self._reader, None)
-            self._ahead.extend(next(self._reader, []))
-            return self._ahead.popleft() if self._ahead else None
+            return next(self._reader)
         except BaseException:
-            # After an error the next call starts an epoch afresh, so that a fit can go on. An
+            # After an error the next call opens the source again, so that a fit can go on. An
             # interrupt does not concern the thread.
             if not isinstance(self._reader, Prefetch) or self._reader.ended:
-                self._reader = self._read()
+                self._drop_reader()
             raise
+
+    def _skip(self, n_batches: int) -> None:
+        """Read what was read before, without using it: of a source that cannot be opened there."""
+        if n_batches == 0:
+            return
+        _log.info(
+            f"stream {self.name!r}: the source cannot be opened in the middle: reading the "
+            f"{n_batches * self.batch_size:,} rows before its position again."
+        )
+        with Progress() as progress:
+            task = progress.add_task(f"Reading {self.name} again", total=n_batches)
+            self.batches_seen = 0
+            for _ in range(n_batches):
+                read = self._fetch()
+                self.batches_seen, self.epoch, self.row = (
+                    self.batches_seen + 1,
+                    read.epoch,
+                    read.row,
+                )
+                progress.advance(task)
+
+    def _load(self, read: Read) -> None:
+        assert read.batch is not None
+        for (array, column), (size, who) in self._index_bounds.items():
+            self._check_index(read.batch[array], array, column, size, who)
+        for buffer, values in zip(self._buffers, read.batch):
+            # A new array each time: with JAX a step may still be reading the last one.
+            buffer.set_value(values, borrow=True)
+        self.epoch, self.row = read.epoch, read.row
+        self.batches_seen += 1
+        self._taken = None
+
+    def _end(self) -> None:
+        """Say that there are no more batches."""
+        message = f"stream {self.name!r} has ended after {self.batches_seen} batches"
+        done, asked = self._fit_steps
+        if done < asked:
+            # StopIteration ends a fit without a word.
+            warnings.warn(
+                f"{message}: {done} of {asked} steps of the fit are done, and the fit stops here. "
+                + (
+                    "The source can be read only once: pass a function that returns a fresh "
+                    "iterator, or files, to read it again."
+                    if self._batches.blocks.one_shot
+                    else "With cycle=True it goes on with another epoch."
+                ),
+                stacklevel=3,
+            )
+        self._at_end = True
+        raise StopIteration(f"{message}.")
+
+    def _rewind(self) -> None:
+        self._drop_reader()
+        self.batches_seen = self.epoch = self.row = 0
+        self._at_end = False
+
+    def _drop_reader(self) -> None:
+        reader, self._reader, self._taken = self._reader, None, None
+        if isinstance(reader, Prefetch):
+            reader.close()
+
+    def _release(self) -> None:
+        """Let go of thread, open files and batches that were read ahead, between fits.
+
+        What cannot be opened in the middle keeps its batches and its place.
+        """
+        if self._batches.blocks.seekable:
+            self._drop_reader()
+        elif isinstance(self._reader, Prefetch):
+            self._reader.pause()
 
     def _begin_step(self, step: int, n_steps: int) -> None:
         """See to it that step ``step`` (from 0) of a fit of ``n_steps`` finds a new batch."""
         self._fit_steps = (step, n_steps)
+        if step == 0 or not self._cycle:
+            self._say_order()
         if not self._fresh:
             self.advance()
         self._fresh, self._in_fit = False, True
         self._fit_steps = (step + 1, n_steps)
 
-    def _tell_order(self, finding: str) -> None:
-        """Say that batches follow the order of the rows, and what to do about it."""
-        self._order = None  # once is enough
+    def _end_fit(self) -> None:
+        """Let go of what is held for a fit, and say if it has seen a first part of the rows only."""
+        self._release()
+        n_rows = self.total_size or min(self._total_sizes.values(), default=None)
+        if (
+            self._check_order != "ignore"
+            and n_rows is not None
+            and 0 < self.rows_streamed < n_rows
+            and not self._batches.blocks.in_random_order
+        ):
+            warnings.warn(
+                f"stream {self.name!r}: {self.rows_streamed:,} of {n_rows:,.0f} rows were read so far "
+                f"({self.rows_streamed / n_rows:.2g} of an epoch), the first ones in the order of the "
+                "source, which is not known to be random: the posterior is that of a first part of the "
+                "data. Fit for more steps, shuffle the rows first (pre_shuffle), or say with "
+                'check_order="ignore" that they come in random order.',
+                stacklevel=2,
+            )
+
+    def _set_index_bounds(self, bounds: dict[tuple[int, int], tuple[int, str]]) -> None:
+        """Have columns checked that index a parameter: by array and column, its size and name."""
+        if bounds != self._index_bounds:
+            self._index_bounds = bounds
+            for (array, column), (size, who) in bounds.items():
+                values = self._buffers[array].get_value(borrow=True)
+                self._check_index(np.asarray(values), array, column, size, who)
+
+    def _check_index(
+        self, values: np.ndarray, array: int, column: int, size: int, who: str
+    ) -> None:
+        index = values if values.ndim == 1 else values[:, column]
+        if 0 <= index.min() and index.max() < size:
+            return
+        wrong = index[(index < 0) | (index >= size)][0]
+        if self.columns is not None:
+            label = f"column {self.columns[column]!r}"
+        else:
+            label = f"column {column}" + (f" of array {array}" if self._batches.is_tuple else "")
+        raise ValueError(
+            f"stream {self.name!r}, {label}: the value {wrong:.10g} as an index into `{who}`, which has "
+            f"{size} entries along that axis: 0 to {size - 1}. Recode the column, or give `{who}` as "
+            "many entries as there are levels; -1 is pandas' code for a missing value."
+        )
+
+    def _say_order(self) -> None:
+        """Say that batches follow the order of the rows, if they do, and what to do about it."""
+        order = self._order
+        # A warning comes once; an error each time.
+        if order.finding is None or (order.said and self._check_order == "warn"):
+            return
+        if self.batches_seen + 1 < order.found_at:  # read ahead
+            return
+        order.said = True
         message = (
-            f"stream {self.name!r}: {finding}. Such batches stand for a stretch of the data each, "
+            f"stream {self.name!r}: {order.finding}. Such batches stand for a stretch of the data each, "
             "and the fit ends at a wrong posterior. Shuffle the rows on disk "
             'once, source = pre_shuffle(source, "shuffled/", seed=0); or read Parquet files with '
             "shuffle_row_groups=True, into a shuffle_buffer that holds many row groups."
@@ -456,7 +751,7 @@ class StreamingDataset:
             raise StreamOrderWarning(message)
         warnings.warn(message, StreamOrderWarning, stacklevel=3)
 
-    def _claim_total_sizes(self, total_sizes: dict[str, float]) -> None:
+    def _expect_total_sizes(self, total_sizes: dict[str, float]) -> None:
         """Remember what a fit passes as N, to hold it against N as soon as that is known."""
         if self._given is not None:
             total_sizes = {"the StreamingDataset": self._given} | total_sizes
@@ -476,7 +771,7 @@ class StreamingDataset:
                     stacklevel=2,
                 )
 
-    def _learn_n_rows(self, counted: int | None) -> None:
+    def _set_n_rows(self, counted: int | None) -> None:
         """Take N from the first whole epoch, and say so if it is not what was believed."""
         if counted is None or counted == self._n_rows:
             return
@@ -490,26 +785,47 @@ class StreamingDataset:
         self._check_total_sizes()
 
 
-class _Read(NamedTuple):
-    """A batch, the rows in an epoch if they are known by then, and what its order shows."""
+@dataclass
+class _Order:
+    """The check of the order of batches, what it has found, and whether that was said."""
 
-    batch: list[np.ndarray]
-    epoch_rows: int | None
-    finding: str | None
+    check: OrderCheck | None
+    finding: str | None = None
+    found_at: int = 0  # the batch that shows it
+    batches: int = 0
+    said: bool = False
 
 
-def _read(batches: Batches, order: OrderCheck | None) -> Generator[list[_Read], None, None]:
-    for several in batches:
-        reads = []
-        for batch in several:
-            finding = order.add(batch) if order is not None else None
-            if order is not None and batches.epoch_rows is not None:
-                finding = finding or order.finding()
-                order = None  # every row was looked at
-            if finding is not None:
-                order = None  # once is enough
-            reads.append(_Read(batch, batches.epoch_rows, finding))
-        yield reads
+def _watched(
+    reads: Iterator[list[Read]], order: _Order, number: int
+) -> Generator[list[Read], None, None]:
+    """Look at the order of the batches on their way, those after batch ``number``."""
+    for some in reads:
+        for read in some:
+            number += 1
+            # Batches that come again, after a reset or a pause, were looked at.
+            if order.check is None or number <= order.batches or read.batch is None:
+                continue
+            order.batches = order.found_at = number
+            finding = order.check.add(read.batch)
+            if read.epoch > 0:  # every row was looked at
+                finding = finding or order.check.finding()
+            if finding is not None or read.epoch > 0:
+                order.check, order.finding = None, finding
+        yield some
+
+
+# Functions without a reference to the stream: a thread must not keep it alive.
+def _one_by_one(reads: Generator[list[Read], None, None]) -> Generator[Read, None, None]:
+    for some in reads:
+        yield from some
+
+
+def _chained(
+    some: list[Read], reads: Generator[list[Read], None, None]
+) -> Generator[list[Read], None, None]:
+    yield some
+    yield from reads
 
 
 def _as_tuples(shape: Any) -> Any:
