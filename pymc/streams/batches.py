@@ -87,6 +87,8 @@ class Batches:
         Row shape of each array in a batch.
     is_tuple : bool
         Whether blocks are tuples.
+    row_bytes : int
+        Bytes of a row in the batches.
     blocks : Blocks
         The source.
     """
@@ -102,9 +104,9 @@ class Batches:
     ):
         # What preprocess_fn gets may be strings, say: what it returns must be numbers.
         self.blocks = Blocks(source, numeric=preprocess_fn is None)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._preprocess_fn = preprocess_fn
-        self._cycle = cycle
+        self.cycle = cycle
         self._finite = self.blocks.checked and preprocess_fn is None
         self._gets_array = False
         epoch = self._epoch(0, 0)
@@ -157,10 +159,10 @@ class Batches:
             if not self.format.names:
                 self._kinds *= len(self.columns)
         self._part_dtypes = self.dtypes * (len(self._labels) // len(self.dtypes))
-        row_bytes = sum(
+        self.row_bytes = sum(
             dtype.itemsize * math.prod(shape) for dtype, shape in zip(self.dtypes, self.row_shapes)
         )
-        self._at_once = max(1, BYTES_AT_ONCE // (batch_size * row_bytes))
+        self._at_once = max(1, BYTES_AT_ONCE // (batch_size * self.row_bytes))
         # The epoch that the first block opened goes on with the first batch that is read.
         self._opened: Iterator[Block] | None = chain([first], epoch)
 
@@ -184,27 +186,27 @@ class Batches:
                 n_new += stop
                 while start < stop:
                     first = start
-                    if filled == 0 and stop - start >= self._batch_size:
-                        n_batches = min((stop - start) // self._batch_size, self._at_once)
+                    if filled == 0 and stop - start >= self.batch_size:
+                        n_batches = min((stop - start) // self.batch_size, self._at_once)
                         batches = self._empty(n_batches)
                         start = self._fill(batches, 0, rows, start)
                     else:
                         batches = open_batch
                         start = self._fill(open_batch, filled, rows, start)
                         filled += start - first
-                        if filled < self._batch_size:
+                        if filled < self.batch_size:
                             break
                         open_batch, filled = self._empty(1), 0
                     end = row + n_new - stop + start
                     last = len(batches[0]) - 1
                     yield [
-                        Read(batch, epoch, end - (last - i) * self._batch_size, epoch_rows)
+                        Read(batch, epoch, end - (last - i) * self.batch_size, epoch_rows)
                         for i, batch in enumerate(self._split(batches))
                     ]
             n_rows = row + n_new
             if whole and n_rows > 0:
                 epoch_rows = n_rows
-            if not self._cycle or n_rows == 0:  # an iterator has no second epoch
+            if not self.cycle or n_rows == 0:  # an iterator has no second epoch
                 yield [Read(None, epoch, n_rows, epoch_rows)]
                 return
             epoch, row = epoch + 1, 0
@@ -234,9 +236,9 @@ class Batches:
         """Make room for batches: an array with a leading dimension of them for each array."""
         # Column-major, so that the model's buf[:, j] is contiguous.
         return [
-            np.empty((n_batches, *shape, self._batch_size), dtype).swapaxes(1, 2)
+            np.empty((n_batches, *shape, self.batch_size), dtype).swapaxes(1, 2)
             if len(shape) == 1
-            else np.empty((n_batches, self._batch_size, *shape), dtype)
+            else np.empty((n_batches, self.batch_size, *shape), dtype)
             for shape, dtype in zip(self.row_shapes, self.dtypes)
         ]
 
@@ -249,7 +251,7 @@ class Batches:
         parts = self.format.split(block)
         if self.columns is not None and not self.format.names:
             parts = list(parts[0].T)
-        n_rows = self._at_once * self._batch_size
+        n_rows = self._at_once * self.batch_size
         for start in range(0, len(parts[0]), n_rows):
             rows = [part[start : start + n_rows] for part in parts]
             for part, label, kind, dtype in zip(rows, self._labels, self._kinds, self._part_dtypes):
@@ -269,7 +271,7 @@ class Batches:
         Each of the batches has that many rows already.
         """
         n_batches = len(batches[0])
-        n_rows = min(self._batch_size - filled, (len(rows[0]) - start) // n_batches)
+        n_rows = min(self.batch_size - filled, (len(rows[0]) - start) // n_batches)
         stop = start + n_batches * n_rows
         for j, part in enumerate(rows):
             values = batches[0][:, :, j] if self.columns is not None else batches[j]

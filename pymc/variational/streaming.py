@@ -33,12 +33,10 @@ that holds many of them (``parquet_source(..., shuffle_row_groups=True)``). See
 :class:`shuffle_buffer` for measured figures, and :func:`order_report` for those of your data.
 """
 
-import logging
 import operator
 import warnings
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,14 +45,13 @@ import pytensor
 from pytensor.graph.basic import Variable
 from pytensor.tensor.sharedvar import TensorSharedVariable
 from pytensor.tensor.variable import TensorVariable
-from rich.progress import Progress
 
-from pymc.streams.batches import Batches, Read
+from pymc.streams.batches import Batches
 from pymc.streams.blocks import Block, positive_int
 from pymc.streams.order.check import OrderCheck, StreamOrderWarning
 from pymc.streams.order.report import OrderReport, judge_files, order_report
-from pymc.streams.position import checksum, differences
-from pymc.streams.prefetch import Prefetch
+from pymc.streams.order.watch import OrderWatch
+from pymc.streams.reader import Reader
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.shuffle.disk import pre_shuffle
 from pymc.streams.sources.parquet import parquet_source
@@ -69,13 +66,8 @@ __all__ = [
     "shuffle_buffer",
 ]
 
-_log = logging.getLogger(__name__)
-
 # Rows that take no more than this are better kept in memory.
 SMALL_BYTES = 2**30
-STATE_VERSION = 1
-# What batches that are kept ready may take, and how many they may be.
-PREFETCH_BYTES, PREFETCH_BATCHES = 2**25, 4096
 
 
 class StreamingDataset:
@@ -228,39 +220,39 @@ class StreamingDataset:
             raise ValueError(
                 f'check_order must be "warn", "raise" or "ignore", got {check_order!r}.'
             )
+        if prefetch is not None and prefetch != 0:
+            prefetch = positive_int(prefetch, "prefetch")
         self.name = name
         self.batch_size = positive_int(batch_size, "batch_size")
-        self.batches_seen = self.epoch = self.row = 0
         self._cycle = cycle
-        self._batches = Batches(
+        batches = Batches(
             source,
             batch_size=self.batch_size,
             dtype=pytensor.config.floatX if dtype is None else dtype,
             preprocess_fn=preprocess_fn,
             cycle=cycle,
         )
-        self.columns = self._batches.columns
-        shapes = tuple(self._batches.row_shapes)
-        self.sample_shape = shapes if self._batches.is_tuple else shapes[0]
+        self.columns = batches.columns
+        shapes = tuple(batches.row_shapes)
+        self.sample_shape = shapes if batches.is_tuple else shapes[0]
         if sample_shape is not None and _as_tuples(sample_shape) != self.sample_shape:
             raise ValueError(
                 f"the source gives rows of shape {self.sample_shape}, not "
                 f"sample_shape={sample_shape}."
                 + (f" Its columns are {list(self.columns)}." if self.columns else "")
             )
+        self._format, self._is_tuple = batches.format, batches.is_tuple
+        self._row_bytes = batches.row_bytes
         self._check_order = check_order
-        self._order = _Order(None)
-        # Largest index that a model has room for, by array and column of the buffer.
-        self._index_bounds: dict[tuple[int, int], tuple[int, str]] = {}
+        self._order = OrderWatch(None)
         if check_order != "ignore":
             finding, limit = judge_files(source, self.batch_size)
-            check = OrderCheck(self._batches.column_names, self.batch_size, limit)
-            self._order = _Order(check if finding is None else None, finding)
+            check = OrderCheck(batches.column_names, self.batch_size, limit)
+            self._order = OrderWatch(check if finding is None else None, finding)
         # The first batch is read now, so that what is wrong with the source is said now, and the
         # buffer never holds made-up numbers. It counts as seen when it is loaded.
-        reads = self._read()
-        some = next(reads)
-        first = some[0]
+        self._reader = Reader(batches, name, prefetch, self._order.follow)
+        first = self._reader.first
         if first.batch is None:
             raise ValueError(
                 f"the source has {first.epoch_rows} rows, fewer than one batch of "
@@ -268,43 +260,43 @@ class StreamingDataset:
             )
         self._buffers: list[TensorSharedVariable] = []
         for i, values in enumerate(first.batch):
-            label = f"{name}.{i}" if self._batches.is_tuple else name
+            label = f"{name}.{i}" if self._is_tuple else name
             buffer = pytensor.shared(values, name=label, shape=values.shape, borrow=True)
             buffer.tag.stream = self  # how pm.fit finds the streams that a model uses
             self._buffers.append(buffer)
-        batch_bytes = sum(values.nbytes for values in first.batch)
-        self._row_bytes = batch_bytes // self.batch_size
-        if prefetch is None:
-            prefetch = PREFETCH_BYTES // max(1, batch_bytes)
-            prefetch = min(max(2, prefetch), PREFETCH_BATCHES)
-        elif prefetch != 0:
-            prefetch = positive_int(prefetch, "prefetch")
-        self._n_ahead = prefetch
         # Whether no step has used the loaded batch yet: pm.fit then uses it before it loads one.
         self._fresh = False
         # Whether the last step was one of pm.fit, and that fit's (steps done, steps asked for).
         self._in_fit = False
         self._fit_steps = (0, 0)
-        self._closed = False
+        self._closed = self._at_end = False
+        # Sizes and names of what the model indexes by a column, by array and column of the buffer.
+        self._index_bounds: dict[tuple[int, int], tuple[int, str]] = {}
         # N as far as it is known, and what is passed as N, by whom.
-        self._n_rows = self._batches.blocks.n_rows
+        self._n_rows = batches.blocks.n_rows
         self._given: int | None = None
         if total_size is not None and total_size != "auto":
             self._given = positive_int(total_size, "total_size")
         self._expect_total_sizes({})
         self._set_n_rows(first.epoch_rows)
-        # What gives the batches from the position on, and the one that comes next, if it was taken.
-        self._reader: Prefetch | Iterator[Read] | None = None
-        self._taken: Read | None = None
-        self._at_end = False
-        if not self._batches.blocks.seekable:
-            self._reader = self._reader_of(_chained(some, reads))
         if cycle:
             self._say_order()
 
     @property
     def total_size(self) -> int | None:
         return self._n_rows if self._given is None else self._given
+
+    @property
+    def epoch(self) -> int:
+        return self._reader.epoch
+
+    @property
+    def row(self) -> int:
+        return self._reader.row
+
+    @property
+    def batches_seen(self) -> int:
+        return self._reader.batches_seen
 
     @property
     def rows_streamed(self) -> int:
@@ -320,7 +312,7 @@ class StreamingDataset:
             one; a list of them where blocks are tuples. Before the first batch is loaded it
             already holds its values.
         """
-        return list(self._buffers) if self._batches.is_tuple else self._buffers[0]
+        return list(self._buffers) if self._is_tuple else self._buffers[0]
 
     def __getitem__(self, column: str) -> TensorVariable:
         """Return one column of the buffer, by name.
@@ -337,7 +329,7 @@ class StreamingDataset:
             raise KeyError(f"stream {self.name!r}: no column {column!r}: {list(self.columns)}.")
         j = self.columns.index(column)
         values = self._buffers[0][:, j]
-        kind = self._batches.format.dtypes[j if self._batches.format.names else 0].kind
+        kind = self._format.dtypes[j if self._format.names else 0].kind
         if kind in "iu":
             return values.astype("int64")
         return values.astype("bool") if kind == "b" else values
@@ -355,13 +347,14 @@ class StreamingDataset:
         """
         if self._closed:
             raise RuntimeError(f"stream {self.name!r} is closed.")
-        read = self._next()
+        read = self._reader.peek()
         self._set_n_rows(read.epoch_rows)
         if self._cycle:
             self._say_order()
         if read.batch is None:
             self._end()
-        self._load(read)
+        self._load(read.batch)
+        self._reader.take()
         self._fresh = True
 
     def fit_callback(self, seed: bool = True) -> Callable[[Any, Any, int], None]:
@@ -403,9 +396,8 @@ class StreamingDataset:
         TypeError
             If the source is an iterator, which can be read only once.
         """
-        self._check_re_readable("reset")
-        self._rewind()
-        self._fresh = False
+        self._reader.rewind()
+        self._fresh = self._at_end = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the stream, as plain values that JSON can hold.
@@ -438,17 +430,7 @@ class StreamingDataset:
         >>> next(again).tolist()
         [30.0, 31.0, 32.0, 33.0, 34.0, 35.0, 36.0, 37.0, 38.0, 39.0]
         """
-        self._check_re_readable("state_dict")
-        return {
-            "version": STATE_VERSION,
-            **self._identity(),
-            "epoch": self.epoch,
-            "row": self.row,
-            "batches_seen": self.batches_seen,
-            "n_rows": self._n_rows,
-            "fresh": self._fresh,
-            "checksum": self._checksum(),
-        }
+        return self._reader.state_dict() | {"n_rows": self._n_rows, "fresh": self._fresh}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another stream over the same rows was, also one of another process.
@@ -471,49 +453,17 @@ class StreamingDataset:
             If the state is of another source, seed, batch size or columns, or the source gives
             other rows than it did. The message names what differs.
         """
-        self._check_re_readable("load_state_dict")
-        if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:
-            raise ValueError(
-                f"stream {self.name!r}: not a state of this version of StreamingDataset: {state!r:.80}"
-            )
-        blocks = self._batches.blocks.with_seeds_of(state["source"])
-        here = self._identity() | {"source": blocks.identity}
-        found = differences({name: state.get(name) for name in here}, here)
-        if found:
-            raise ValueError(
-                f"stream {self.name!r} cannot go on at a position of another stream: "
-                f"{'; '.join(found)}."
-            )
-        self._batches.blocks = blocks
-        self._rewind()
-        self._n_rows = state["n_rows"]
-        # The batch that was loaded is read again, to see that the rows are the same.
-        before = state["batches_seen"] - 1
-        if before >= 0:
-            if blocks.seekable:
-                assert blocks.n_rows is not None
-                first = state["epoch"] * blocks.n_rows + state["row"] - self.batch_size
-                self.epoch, self.row = divmod(first, blocks.n_rows)
-                self.batches_seen = before
-            else:
-                self._skip(before)
-            read = self._next()
-            if read.batch is not None:
-                self._load(read)
-        if self._checksum() != state["checksum"]:
-            raise ValueError(
-                f"stream {self.name!r}: its source gives other rows at epoch {state['epoch']}, row "
-                f"{state['row']} than it did: data, preprocess_fn or dtype have changed, or a function "
-                "gives its rows in an order that no seed fixes."
-            )
-        self._fresh = state["fresh"]
-        self._release()
+        batch = self._reader.load_state_dict(state)
+        if batch is not None:
+            self._load(batch)
+        self._n_rows, self._fresh, self._at_end = state["n_rows"], state["fresh"], False
 
     def __iter__(self) -> "StreamingDataset":
         """Start again, if a stream with ``cycle=False`` has ended."""
-        n_rows = self._batches.blocks.n_rows or self._n_rows
-        last = not self._cycle and n_rows is not None and self.row + self.batch_size > n_rows
-        if self._at_end or (last and not self._batches.blocks.one_shot):
+        n_rows = self._n_rows
+        if self._at_end or (
+            not self._cycle and n_rows is not None and self.row + self.batch_size > n_rows
+        ):
             self.reset()
         return self
 
@@ -522,7 +472,7 @@ class StreamingDataset:
         self._fit_steps = (0, 0)
         self.advance()
         values = [buffer.get_value(borrow=False) for buffer in self._buffers]
-        return tuple(values) if self._batches.is_tuple else values[0]
+        return tuple(values) if self._is_tuple else values[0]
 
     def __enter__(self) -> "StreamingDataset":
         return self
@@ -530,104 +480,17 @@ class StreamingDataset:
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the reader behind: position and source go along."""
-        self._check_re_readable("pickling")
-        return self.__dict__ | {"_reader": None, "_taken": None}
-
     def close(self) -> None:
         """Close the source's files. The last batch stays in the buffer; no other can be loaded."""
         self._closed = True
-        self._drop_reader()
+        self._reader.close()
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what must be the same for a position to mean the same."""
-        return {
-            "batch_size": self.batch_size,
-            "columns": None if self.columns is None else list(self.columns),
-            "cycle": self._cycle,
-            "source": self._batches.blocks.identity,
-        }
-
-    def _checksum(self) -> int:
-        return checksum(np.asarray(buffer.get_value(borrow=True)) for buffer in self._buffers)
-
-    def _check_re_readable(self, what: str) -> None:
-        if self._batches.blocks.one_shot:
-            raise TypeError(
-                f"{what} of stream {self.name!r}: its source is an iterator, which can be read only "
-                "once. Pass a function that returns a fresh iterator, an array, or files."
-            )
-
-    def _read(self) -> Generator[list[Read], None, None]:
-        """Read batches from the position on, or what cannot be opened there from its beginning."""
-        blocks, number = self._batches.blocks, self.batches_seen
-        if blocks.seekable:
-            return _watched(self._batches.read(self.epoch, self.row), self._order, number)
-        return _watched(self._batches.read(), self._order, number if blocks.one_shot else 0)
-
-    def _reader_of(self, reads: Generator[list[Read], None, None]) -> Prefetch | Iterator[Read]:
-        return Prefetch(reads, self._n_ahead) if self._n_ahead else _one_by_one(reads)
-
-    def _next(self) -> Read:
-        """Return the next batch, the same one until it is loaded."""
-        if self._taken is None:
-            self._taken = self._fetch()
-        return self._taken
-
-    def _fetch(self) -> Read:
-        """Take a batch from the thread that reads ahead, or read it here."""
-        seekable = self._batches.blocks.seekable
-        if isinstance(self._reader, Prefetch) and self._reader.orphaned:
-            if not seekable:
-                raise RuntimeError(
-                    f"stream {self.name!r} was started before this process was forked, and its "
-                    "source cannot be opened in the middle. Make the stream in this process."
-                )
-            self._reader = None
-        if self._reader is None:
-            self._reader = self._reader_of(self._read())
-            if not (seekable or self._batches.blocks.one_shot):
-                self._skip(self.batches_seen)
-        try:
-            return next(self._reader)
-        except BaseException:
-            # After an error the next call opens the source again, so that a fit can go on. An
-            # interrupt does not concern the thread.
-            if not isinstance(self._reader, Prefetch) or self._reader.ended:
-                self._drop_reader()
-            raise
-
-    def _skip(self, n_batches: int) -> None:
-        """Read what was read before, without using it: of a source that cannot be opened there."""
-        if n_batches == 0:
-            return
-        _log.info(
-            f"stream {self.name!r}: the source cannot be opened in the middle: reading the "
-            f"{n_batches * self.batch_size:,} rows before its position again."
-        )
-        with Progress() as progress:
-            task = progress.add_task(f"Reading {self.name} again", total=n_batches)
-            self.batches_seen = 0
-            for _ in range(n_batches):
-                read = self._fetch()
-                self.batches_seen, self.epoch, self.row = (
-                    self.batches_seen + 1,
-                    read.epoch,
-                    read.row,
-                )
-                progress.advance(task)
-
-    def _load(self, read: Read) -> None:
-        assert read.batch is not None
+    def _load(self, batch: list[np.ndarray]) -> None:
         for (array, column), (size, who) in self._index_bounds.items():
-            self._check_index(read.batch[array], array, column, size, who)
-        for buffer, values in zip(self._buffers, read.batch):
+            self._check_index(batch[array], array, column, size, who)
+        for buffer, values in zip(self._buffers, batch):
             # A new array each time: with JAX a step may still be reading the last one.
             buffer.set_value(values, borrow=True)
-        self.epoch, self.row = read.epoch, read.row
-        self.batches_seen += 1
-        self._taken = None
 
     def _end(self) -> None:
         """Say that there are no more batches."""
@@ -640,33 +503,13 @@ class StreamingDataset:
                 + (
                     "The source can be read only once: pass a function that returns a fresh "
                     "iterator, or files, to read it again."
-                    if self._batches.blocks.one_shot
+                    if self._reader.batches.blocks.one_shot
                     else "With cycle=True it goes on with another epoch."
                 ),
                 stacklevel=3,
             )
         self._at_end = True
         raise StopIteration(f"{message}.")
-
-    def _rewind(self) -> None:
-        self._drop_reader()
-        self.batches_seen = self.epoch = self.row = 0
-        self._at_end = False
-
-    def _drop_reader(self) -> None:
-        reader, self._reader, self._taken = self._reader, None, None
-        if isinstance(reader, Prefetch):
-            reader.close()
-
-    def _release(self) -> None:
-        """Let go of thread, open files and batches that were read ahead, between fits.
-
-        What cannot be opened in the middle keeps its batches and its place.
-        """
-        if self._batches.blocks.seekable:
-            self._drop_reader()
-        elif isinstance(self._reader, Prefetch):
-            self._reader.pause()
 
     def _begin_step(self, step: int, n_steps: int) -> None:
         """See to it that step ``step`` (from 0) of a fit of ``n_steps`` finds a new batch."""
@@ -680,13 +523,13 @@ class StreamingDataset:
 
     def _end_fit(self) -> None:
         """Let go of what is held for a fit, and say if it has seen a first part of the rows only."""
-        self._release()
+        self._reader.release()
         n_rows = self.total_size or min(self._total_sizes.values(), default=None)
         if (
             self._check_order != "ignore"
             and n_rows is not None
             and 0 < self.rows_streamed < n_rows
-            and not self._batches.blocks.in_random_order
+            and not self._reader.batches.blocks.in_random_order
         ):
             warnings.warn(
                 f"stream {self.name!r}: {self.rows_streamed:,} of {n_rows:,.0f} rows were read so far "
@@ -715,7 +558,7 @@ class StreamingDataset:
         if self.columns is not None:
             label = f"column {self.columns[column]!r}"
         else:
-            label = f"column {column}" + (f" of array {array}" if self._batches.is_tuple else "")
+            label = f"column {column}" + (f" of array {array}" if self._is_tuple else "")
         raise ValueError(
             f"stream {self.name!r}, {label}: the value {wrong:.10g} as an index into `{who}`, which has "
             f"{size} entries along that axis: 0 to {size - 1}. Recode the column, or give `{who}` as "
@@ -728,7 +571,7 @@ class StreamingDataset:
         # A warning comes once; an error each time.
         if order.finding is None or (order.said and self._check_order == "warn"):
             return
-        if self.batches_seen + 1 < order.found_at:  # read ahead
+        if self.batches_seen + 1 < order.batches:  # found in what was read ahead
             return
         order.said = True
         message = (
@@ -783,49 +626,6 @@ class StreamingDataset:
             )
         self._n_rows = counted
         self._check_total_sizes()
-
-
-@dataclass
-class _Order:
-    """The check of the order of batches, what it has found, and whether that was said."""
-
-    check: OrderCheck | None
-    finding: str | None = None
-    found_at: int = 0  # the batch that shows it
-    batches: int = 0
-    said: bool = False
-
-
-def _watched(
-    reads: Iterator[list[Read]], order: _Order, number: int
-) -> Generator[list[Read], None, None]:
-    """Look at the order of the batches on their way, those after batch ``number``."""
-    for some in reads:
-        for read in some:
-            number += 1
-            # Batches that come again, after a reset or a pause, were looked at.
-            if order.check is None or number <= order.batches or read.batch is None:
-                continue
-            order.batches = order.found_at = number
-            finding = order.check.add(read.batch)
-            if read.epoch > 0:  # every row was looked at
-                finding = finding or order.check.finding()
-            if finding is not None or read.epoch > 0:
-                order.check, order.finding = None, finding
-        yield some
-
-
-# Functions without a reference to the stream: a thread must not keep it alive.
-def _one_by_one(reads: Generator[list[Read], None, None]) -> Generator[Read, None, None]:
-    for some in reads:
-        yield from some
-
-
-def _chained(
-    some: list[Read], reads: Generator[list[Read], None, None]
-) -> Generator[list[Read], None, None]:
-    yield some
-    yield from reads
 
 
 def _as_tuples(shape: Any) -> Any:

@@ -196,7 +196,7 @@ def test_other_rows_at_the_same_place_are_an_error():
     ds = StreamingDataset(np.arange(N), batch_size=10, preprocess_fn=lambda x: 2 * x)
     ds.advance()
     other = StreamingDataset(np.arange(N), batch_size=10, preprocess_fn=lambda x: 3 * x)
-    with pytest.raises(ValueError, match=r"gives other rows at epoch 0, row 10 than it did"):
+    with pytest.raises(ValueError, match=r"gives other rows before epoch 0, row 10 than it did"):
         other.load_state_dict(ds.state_dict())
 
 
