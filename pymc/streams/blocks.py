@@ -381,15 +381,15 @@ class Blocks:
         if not (_is_array(self.source) or _is_table(self.source)):
             kind = "function" if not hasattr(self.source, "__iter__") else "iterable"
             return {"kind": kind, "n_rows": self.n_rows}
-        table = self.source if _is_array(self.source) else to_block(self.source, "source", False)
-        parts = [table] if _is_array(table) else parts_of(table)
+        array = _is_array(self.source)
+        parts: list[Any] = [self.source]
+        if not array:
+            parts = parts_of(to_block(self.source, "source", numeric=False))
         # Some rows of each part stand for all: the whole may be larger than memory.
-        starts = (
-            np.linspace(0, max(0, parts[0].shape[0] - SAMPLE_ROWS), SAMPLES).astype(int).tolist()
-        )
-        samples = [np.asarray(part[i : i + SAMPLE_ROWS]) for part in parts for i in starts]
+        starts = np.linspace(0, max(0, parts[0].shape[0] - SAMPLE_ROWS), SAMPLES).astype(int)
+        samples = [np.asarray(part[i : i + SAMPLE_ROWS]) for part in parts for i in starts.tolist()]
         return {
-            "kind": "array" if _is_array(table) else "table",
+            "kind": "array" if array else "table",
             "dtypes": [str(part.dtype) for part in parts],
             "shapes": [list(map(int, part.shape)) for part in parts],
             "checksum": checksum(

@@ -352,7 +352,7 @@ class StreamingDataset:
         if self._cycle:
             self._say_order()
         if read.batch is None:
-            self._end()
+            raise self._end()
         self._load(read.batch)
         self._reader.take()
         self._fresh = True
@@ -492,8 +492,8 @@ class StreamingDataset:
             # A new array each time: with JAX a step may still be reading the last one.
             buffer.set_value(values, borrow=True)
 
-    def _end(self) -> None:
-        """Say that there are no more batches."""
+    def _end(self) -> StopIteration:
+        """Say that there are no more batches, and return what says so to loops."""
         message = f"stream {self.name!r} has ended after {self.batches_seen} batches"
         done, asked = self._fit_steps
         if done < asked:
@@ -509,7 +509,7 @@ class StreamingDataset:
                 stacklevel=3,
             )
         self._at_end = True
-        raise StopIteration(f"{message}.")
+        return StopIteration(f"{message}.")
 
     def _begin_step(self, step: int, n_steps: int) -> None:
         """See to it that step ``step`` (from 0) of a fit of ``n_steps`` finds a new batch."""

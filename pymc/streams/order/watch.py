@@ -16,6 +16,8 @@
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from pymc.streams.batches import Read
 from pymc.streams.order.check import OrderCheck
 
@@ -50,13 +52,13 @@ class OrderWatch:
             for read in some:
                 number += 1
                 if self.check is not None and number > self.batches and read.batch is not None:
-                    self._look(self.check, read, number)
+                    self._look(self.check, read.batch, read.epoch, number)
             yield some
 
-    def _look(self, check: OrderCheck, read: Read, number: int) -> None:
+    def _look(self, check: OrderCheck, batch: list[np.ndarray], epoch: int, number: int) -> None:
         self.batches = number
-        finding = check.add(read.batch)
-        if read.epoch > 0:  # every row was looked at
+        finding = check.add(batch)
+        if epoch > 0:  # every row was looked at
             finding = finding or check.finding()
-        if finding is not None or read.epoch > 0:
+        if finding is not None or epoch > 0:
             self.check, self.finding = None, finding
