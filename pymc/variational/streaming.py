@@ -252,7 +252,7 @@ class StreamingDataset:
         # The first batch is read now, so that what is wrong with the source is said now, and the
         # buffer never holds made-up numbers. It counts as seen when it is loaded.
         self._reader = Reader(batches, name, prefetch, self._order.follow)
-        first = self._reader.first
+        first = self._reader.first()
         if first.batch is None:
             raise ValueError(
                 f"the source has {first.epoch_rows} rows, fewer than one batch of "
@@ -261,7 +261,7 @@ class StreamingDataset:
         self._buffers: list[TensorSharedVariable] = []
         for i, values in enumerate(first.batch):
             label = f"{name}.{i}" if self._is_tuple else name
-            buffer = pytensor.shared(values, name=label, shape=values.shape, borrow=True)
+            buffer = pytensor.shared(values.copy("K"), name=label, shape=values.shape, borrow=True)
             buffer.tag.stream = self  # how pm.fit finds the streams that a model uses
             self._buffers.append(buffer)
         # Whether no step has used the loaded batch yet: pm.fit then uses it before it loads one.
@@ -524,6 +524,9 @@ class StreamingDataset:
     def _end_fit(self) -> None:
         """Let go of what is held for a fit, and say if it has seen a first part of the rows only."""
         self._reader.release()
+        for buffer in self._buffers:
+            # A copy: batches are cut from larger arrays.
+            buffer.set_value(np.asarray(buffer.get_value(borrow=True)).copy("K"), borrow=True)
         n_rows = self.total_size or min(self._total_sizes.values(), default=None)
         if (
             self._check_order != "ignore"
