@@ -476,6 +476,10 @@ class StreamingDataset:
                     stacklevel=2,
                 )
 
+    def _set_index_bounds(self, bounds: dict[tuple[int, int], tuple[int, str]]) -> None:
+        """Remember which columns are indices, and into how many entries of what."""
+        self._index_bounds = bounds
+
     def _learn_n_rows(self, counted: int | None) -> None:
         """Take N from the first whole epoch, and say so if it is not what was believed."""
         if counted is None or counted == self._n_rows:
