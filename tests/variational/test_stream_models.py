@@ -17,6 +17,7 @@
 import warnings
 
 import numpy as np
+import pytensor
 import pytensor.tensor as pt
 import pytest
 
@@ -348,7 +349,7 @@ def index_kept_in_range():
 
 @streams
 def in_memory_minibatch_without_a_stream():
-    batch = pm.Minibatch(TABLE["y"], batch_size=B)
+    batch = pm.Minibatch(TABLE["y"].astype(pytensor.config.floatX), batch_size=B)
     pm.Normal("obs", pm.Normal("mu"), 1, observed=batch, total_size=N)
 
 

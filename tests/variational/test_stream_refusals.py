@@ -15,6 +15,7 @@
 import contextlib
 
 import numpy as np
+import pytensor
 import pytest
 
 import pymc as pm
@@ -117,7 +118,8 @@ def test_predictions_of_one_batch_are_refused(fitted):
 
 def test_predictions_of_other_rows(fitted):
     model, trace = fitted
-    with pm.do(model, {"x": np.array([1.0, 2.0, 3.0] + 7 * [0.0])}):
+    other = np.arange(10, dtype=pytensor.config.floatX)
+    with pm.do(model, {"x": other}):
         sampled = pm.sample_posterior_predictive(trace, var_names=["y"], progressbar=False)
     assert sampled.posterior_predictive["y"].shape == (1, 5, 10)
     with pm.Model():
