@@ -24,7 +24,7 @@ from pytensor.tensor import NoneConst
 from pymc.data import MinibatchOp
 from pymc.pytensorf import constant_fold
 from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
-from pymc.variational.stream_index import index_bounds
+from pymc.variational.stream_index import check_indices
 from pymc.variational.stream_refusals import by_value, streams_behind
 from pymc.variational.stream_rows import ONE_SOURCE, check_rows
 from pymc.variational.streaming import StreamingDataset
@@ -52,7 +52,7 @@ def check_streams(model: Any) -> list[StreamingDataset]:
     """
     _check_free_variables(model)
     observed: dict[Variable, StreamingDataset] = {}
-    claims: dict[StreamingDataset, dict[str, float]] = {}
+    expected: dict[StreamingDataset, dict[str, float]] = {}
     for rv in model.observed_RVs:
         value = model.rvs_to_values[rv]
         behind = list(ancestors([rv, value]))
@@ -77,19 +77,18 @@ def check_streams(model: Any) -> list[StreamingDataset]:
                     "tell it."
                 )
             )
-        claim = claims.setdefault(stream, {})
+        sizes = expected.setdefault(stream, {})
         [scale] = constant_fold([get_scaling(total_sizes, value.shape)], raise_not_constant=False)
         if not isinstance(scale, Variable):
-            claim[f"observed variable `{rv.name}`"] = float(scale) * stream.batch_size
+            sizes[f"observed variable `{rv.name}`"] = float(scale) * stream.batch_size
     potentials = [term for term in model.potentials if streams_behind(ancestors([term]))]
-    bounds = index_bounds(model, [*observed, *potentials])
-    for stream in dict.fromkeys([*claims, *bounds]):
-        stream._set_index_bounds(bounds.get(stream, {}))
+    streams = dict.fromkeys([*expected, *streams_behind(ancestors(potentials))])
+    check_indices(model, [*observed, *potentials], list(streams))
     if observed:
         check_rows(model, observed)
-    for stream, claim in claims.items():
-        stream._expect_total_sizes(claim)
-    return list(claims)
+    for stream, sizes in expected.items():
+        stream._expect_total_sizes(sizes)
+    return list(expected)
 
 
 def _check_free_variables(model: Any) -> None:

@@ -14,7 +14,7 @@
 
 """Columns of a stream that look up entries of a parameter: what values they may have."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,13 @@ SELECTS = (
 Bounds = dict[tuple[int, int], tuple[int, str]]
 
 
-def index_bounds(model: Any, variables: Sequence[Variable]) -> dict[StreamingDataset, Bounds]:
-    """Find the columns of streams that are indices, and how many entries each looks up from.
+def check_indices(
+    model: Any, variables: Sequence[Variable], streams: Sequence[StreamingDataset]
+) -> None:
+    """Have each batch checked for indices without an entry, before a step uses it.
 
-    Compiled code does not check an index: past the end it reads whatever is there.
+    Compiled code does not check an index: past the end it reads whatever is there. A column that
+    is an index is checked as it is, and what is computed from columns (``group - 1``) is computed.
 
     Parameters
     ----------
@@ -51,17 +54,30 @@ def index_bounds(model: Any, variables: Sequence[Variable]) -> dict[StreamingDat
         The model.
     variables : sequence of Variable
         Its observed variables and potentials that use streams.
+    streams : sequence of StreamingDataset
+        The streams that they use.
 
-    Returns
-    -------
-    dict
-        For each stream, (array, column) to (number of entries, name of the parameter). A column
-        that is an index only after arithmetic (``group - 1``) is not among them.
+    Raises
+    ------
+    ValueError
+        If a batch that is loaded holds such an index.
     """
-    lookups = list(_lookups(model.logp(vars=list(variables), sum=False)))
-    bounds: dict[StreamingDataset, Bounds] = {}
-    if not lookups:
-        return bounds
+    bounds: dict[StreamingDataset, Bounds] = {stream: {} for stream in streams}
+    computed: dict[StreamingDataset, list[Callable[[], None]]] = {stream: [] for stream in streams}
+    lookups = list(_lookups(model, model.logp(vars=list(variables), sum=False)))
+    if lookups:
+        _find_bounds(model, lookups, bounds, computed)
+    for stream in bounds:
+        stream._set_index_bounds(bounds[stream], computed[stream])
+
+
+def _find_bounds(
+    model: Any,
+    lookups: list[tuple[Variable, int, Variable]],
+    bounds: dict[StreamingDataset, Bounds],
+    computed: dict[StreamingDataset, list[Callable[[], None]]],
+) -> None:
+    """Find (array, column) of what is an index, with the entries that there are and their name."""
     point = model.initial_point(0)
     sizes = pytensor.function(
         model.value_vars,
@@ -69,23 +85,50 @@ def index_bounds(model: Any, variables: Sequence[Variable]) -> dict[StreamingDat
         mode="FAST_COMPILE",
         on_unused_input="ignore",
     )(*(point[value.name] for value in model.value_vars))
-    for (x, _, _), size, columns in zip(lookups, sizes, _columns([i for *_, i in lookups])):
-        for stream, array, column in columns:
-            known = bounds.setdefault(stream, {})
-            entry = (int(size), _name(model, x))
+    plain = [lookup for lookup in lookups if _is_selection(lookup[2])]
+    columns = dict(zip(plain, _columns([i for *_, i in plain]) if plain else []))
+    for lookup, size in zip(lookups, sizes):
+        x, _, index = lookup
+        entry = (int(size), _name(model, x))
+        for stream, array, column in columns.get(lookup, ()):
+            known = bounds[stream]
             known[array, column] = min(entry, known.get((array, column), entry))
-    return bounds
+        if lookup not in columns:
+            check = _check_of(index, *entry)
+            for stream in streams_behind(by_value(index)):
+                computed[stream].append(check)
 
 
-def _lookups(graphs: Sequence[Variable]) -> Iterator[tuple[Variable, int, Variable]]:
-    """Give what is looked up from, along which axis, and the index, for each of columns."""
+def _check_of(index: Variable, size: int, who: str) -> Callable[[], None]:
+    """Return a function that computes an index from what is loaded, and checks it."""
+    limits = pytensor.function([], [index.min(), index.max()], mode="FAST_COMPILE")
+    names = ", ".join(repr(stream.name) for stream in streams_behind(by_value(index)))
+
+    def check() -> None:
+        low, high = limits()
+        # One that counts from the end was meant, as in pt.switch(g > 0, effect[g - 1], 0).
+        if low < -size or high >= size:
+            raise ValueError(
+                f"stream {names}: the value {high if high >= size else low} as an index into `{who}`, "
+                f"computed from its columns; `{who}` has {size} entries along that axis: 0 to "
+                f"{size - 1}. Recode the column, or give `{who}` as many entries as there are levels."
+            )
+
+    return check
+
+
+def _lookups(model: Any, graphs: Sequence[Variable]) -> Iterator[tuple[Variable, int, Variable]]:
+    """Give what is looked up from, along which axis, and the index, for each made of columns."""
     for variable in ancestors(graphs):
         node = variable.owner
         if node is None or not isinstance(node.op, AdvancedSubtensor):
             continue
         x, *indices = node.inputs
         for axis, i in enumerate(node.op.idx_list):
-            if isinstance(i, int) and _is_selection(indices[i]):
+            if not isinstance(i, int) or indices[i].dtype == "bool":
+                continue
+            made_of = by_value(indices[i])
+            if streams_behind(made_of) and not set(made_of) & set(model.value_vars):
                 yield x, axis, indices[i]
 
 

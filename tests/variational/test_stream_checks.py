@@ -126,7 +126,7 @@ def test_a_stream_that_another_model_scales_is_still_said():
 
 @pytest.mark.parametrize("of", ["the rows", "the parameters"])
 def test_a_potential_beside_an_observed_variable_is_said(of):
-    ds = numbered()
+    ds = numbered(check_order="ignore")
     with model_of(ds) as model:
         term = ds.as_tensor().sum() if of == "the rows" else pt.zeros(())
         pm.Potential("p", model["mu"] * term)
@@ -252,9 +252,10 @@ TABLE = {"g": np.arange(1000) % 5, "h": np.arange(1000) % 7, "y": np.zeros(1000)
             lambda effect, ds: effect[0][ds.as_tensor()[:, :2].astype(int)].sum(1),
             {(0, 0): (8, "effect"), (0, 1): (8, "effect")},
         ),
-        # Computed from a column: nothing is known of the column itself.
+        # Computed from a column: the column itself may be anything.
         (lambda effect, ds: effect[0, ds["g"] - 1] + effect[0, ds["h"] % 5], {}),
         (lambda effect, ds: effect[pt.clip(ds["h"], 0, 4), 0], {}),
+        (lambda effect, ds: pt.switch(ds["g"] > 0, effect[ds["g"] - 1, 0], 0), {}),
     ],
 )
 def test_columns_that_are_indices_have_bounds(lookup, bounds):
@@ -264,6 +265,34 @@ def test_columns_that_are_indices_have_bounds(lookup, bounds):
         pm.Normal("y", lookup(effect, ds), 1, observed=ds["y"], total_size=1000)
     check_streams(model)
     assert ds._index_bounds == bounds
+
+
+@pytest.mark.parametrize("wrong", [7, -7])
+@pytest.mark.parametrize("in_first_batch", [True, False])
+def test_an_index_that_is_computed_is_checked_too(wrong, in_first_batch):
+    group = np.arange(100) % 5 + 1
+    group[5 if in_first_batch else 57] = wrong
+    rows = {"g": group, "y": np.zeros(100)}
+    ds = StreamingDataset(rows, batch_size=10, name="rows", check_order="ignore")
+    with pm.Model():
+        effect = pm.Normal("effect", shape=5)
+        pm.Normal("y", effect[ds["g"] - 1], 1, observed=ds["y"], total_size=100)
+        with pytest.raises(ValueError, match=rf"'rows'.* {wrong - 1} as an index into `effect`"):
+            pm.fit(10, **fit_kwargs)
+    assert ds.batches_seen == (0 if in_first_batch else 5)
+
+
+def test_an_index_without_an_entry_stops_a_fit():
+    """Five levels, one key in twenty at 7: without a check, means of other memory."""
+    rng = np.random.default_rng(1)
+    group = np.where(rng.random(2000) < 0.05, 7, rng.integers(5, size=2000))
+    rows = {"g": group, "y": group + rng.normal(size=2000)}
+    with pm.Model():
+        ds = StreamingDataset(rows, batch_size=100)
+        effect = pm.Normal("effect", 0, 10, shape=5)
+        pm.Normal("y", effect[ds["g"]], 1, observed=ds["y"], total_size=2000)
+        with pytest.raises(ValueError, match=r"column 'g': the value 7 as an index into `effect`"):
+            pm.fit(10, **fit_kwargs)
 
 
 def test_bounds_of_tuple_blocks_and_of_the_last_model():
