@@ -17,6 +17,7 @@ import atexit
 import threading
 import weakref
 
+from collections import deque
 from collections.abc import Generator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -42,6 +43,7 @@ class Prefetch:
     def __init__(self, items: Generator[list, None, None], n_ahead: int):
         self.ended = False
         self._ready = _Ready(n_ahead)
+        self._at_hand: deque = deque()
         self._thread = threading.Thread(
             target=_read, args=(items, self._ready), name="pymc-stream", daemon=True
         )
@@ -55,11 +57,17 @@ class Prefetch:
     def __next__(self) -> Any:
         if self.ended:
             raise StopIteration
-        item = self._ready.take()
+        self.wait()
+        item = self._at_hand.popleft()
         if isinstance(item, _End):
             self.ended = True
             raise item.error
         return item
+
+    def wait(self) -> None:
+        """Wait for what comes next. An interrupt may come at any moment of it, and loses no item."""
+        if not self._at_hand and not self.ended:
+            self._ready.take(self._at_hand)
 
     def close(self) -> None:
         """End the thread, and with it the generator, as soon as the item that it reads is there."""
@@ -67,6 +75,7 @@ class Prefetch:
         self._ready.stop()
         self._thread.join(timeout=5)
         self._ready.clear()
+        self._at_hand.clear()
 
 
 class _Ready:
@@ -93,13 +102,13 @@ class _Ready:
             self._items.put(item)
         return not self.stopped
 
-    def take(self) -> Any:
-        """Wait for an item, and take it."""
-        item = self._items.get()
+    def take(self, into: deque) -> None:
+        """Wait for an item, and move it there."""
+        # In one call into C: an interrupt finds the item here or there.
+        into.extend(map(SimpleQueue.get, [self._items]))
         if self._waiting and self._has_room():
             self._waiting = False
             self._room.put(None)
-        return item
 
     def _has_room(self) -> bool:
         return 4 * self._items.qsize() <= 3 * self._size

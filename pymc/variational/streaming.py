@@ -55,6 +55,7 @@ from pymc.streams.prefetch import Prefetch
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.shuffle.disk import pre_shuffle
 from pymc.streams.sources.parquet import parquet_source
+from pymc.variational.interrupts import interruptible
 
 __all__ = [
     "OrderReport",
@@ -414,9 +415,13 @@ class StreamingDataset:
         if self._n_ahead and not isinstance(self._reader, Prefetch):
             self._reader = Prefetch(self._reader, self._n_ahead)
         try:
+            with interruptible():  # here a fit may wait for long
+                if isinstance(self._reader, Prefetch):
+                    self._reader.wait()
+                else:
+                    self._ahead.extend(next(self._reader, []))
             if isinstance(self._reader, Prefetch):
                 return next(self._reader, None)
-            self._ahead.extend(next(self._reader, []))
             return self._ahead.popleft() if self._ahead else None
         except BaseException:
             # After an error the next call starts an epoch afresh, so that a fit can go on. An
@@ -430,7 +435,11 @@ class StreamingDataset:
         self._fit_steps = (step, n_steps)
         if not self._fresh:
             self.advance()
+
+    def _use_batch(self) -> None:
+        """Take the batch that is loaded for used: a step is about to."""
         self._fresh, self._in_fit = False, True
+        step, n_steps = self._fit_steps
         self._fit_steps = (step + 1, n_steps)
 
     def _tell_order(self, finding: str) -> None:
