@@ -371,3 +371,20 @@ def test_a_step_function_of_ones_own():
         np.testing.assert_allclose(pm.fit(5, **fit_kwargs).hist, losses)
     with model_of(ds, total_size=None), pytest.raises(ValueError, match="without total_size"):
         pm.ADVI().objective.step_function()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_without_score_the_steps_are_the_same(streamed):
+    """They draw anew each time, noise and rows in memory alike, although nothing is returned."""
+    rows = np.random.default_rng(1).normal(3, 1, size=1000)
+
+    def fit(score):
+        batch = StreamingDataset(rows, batch_size=10).as_tensor() if streamed else None
+        with pm.Model():
+            mu = pm.Normal("mu", 0, 10)
+            data = pm.Minibatch(rows, batch_size=10) if batch is None else batch
+            pm.Normal("y", mu, 1, observed=data, total_size=1000)
+            approx = pm.fit(20, score=score, **fit_kwargs)
+        return [param.get_value() for param in approx.params]
+
+    np.testing.assert_allclose(fit(score=False), fit(score=True))
