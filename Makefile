@@ -5,12 +5,13 @@ PYTHON ?=
 BIN := .venv/bin
 BUILD := pyproject.toml hatch_build.py scripts/fork.py $(shell find patches -name '*.patch')
 
-.PHONY: help demo test lint docs bench series prove clean
+.PHONY: help demo test slow lint docs bench series prove clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    raw order-book events to a posterior: in memory and streamed, side by side"
 	@echo "make test    the test suite"
+	@echo "make slow    the tests that take minutes"
 	@echo "make lint    ruff, mypy, yaml and toml checks, and whether patches/ is what pymc/ holds"
 	@echo "make docs    the documentation, into docs/build/html"
 	@echo "make bench   speed and memory in one table, in under 10 minutes (ARGS=--help tells more)"
@@ -23,6 +24,9 @@ demo: .venv/.demo
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+slow: .venv/.test
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/pre-commit run --all-files

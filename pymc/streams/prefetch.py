@@ -18,6 +18,7 @@ import os
 import threading
 import weakref
 
+from collections import deque
 from collections.abc import Generator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -46,6 +47,7 @@ class Prefetch:
         self._items = items
         self._n_ahead = n_ahead
         self._ready = _Ready(n_ahead)
+        self._at_hand: deque = deque()
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
 
@@ -55,9 +57,8 @@ class Prefetch:
     def __next__(self) -> Any:
         if self.ended:
             raise StopIteration
-        if self._thread is None or self._ready.stopped:
-            self._start()
-        item = self._ready.take()
+        self.wait()
+        item = self._at_hand.popleft()
         if isinstance(item, _End):
             self.ended = True
             raise item.error
@@ -74,6 +75,14 @@ class Prefetch:
             self._ready.kept = True
             self._ready.stop()
 
+    def wait(self) -> None:
+        """Wait for what comes next. An interrupt may come at any moment of it, and loses no item."""
+        if self._at_hand or self.ended:
+            return
+        if self._thread is None or self._ready.stopped:
+            self._start()
+        self._ready.take(self._at_hand)
+
     def close(self) -> None:
         """End the thread, and with it the generator, as soon as the item that it reads is there."""
         self.ended = True
@@ -83,6 +92,7 @@ class Prefetch:
         elif not self.orphaned:
             self._thread.join(timeout=5)
         self._ready.left()
+        self._at_hand.clear()
 
     def _start(self) -> None:
         if self._thread is not None:  # paused: it may still be reading
@@ -122,13 +132,13 @@ class _Ready:
             self._items.put(item)
         return not self.stopped
 
-    def take(self) -> Any:
-        """Wait for an item, and take it."""
-        item = self._items.get()
+    def take(self, into: deque) -> None:
+        """Wait for an item, and move it there."""
+        # In one call into C: an interrupt finds the item here or there.
+        into.extend(map(SimpleQueue.get, [self._items]))
         if self._waiting and self._has_room():
             self._waiting = False
             self._room.put(None)
-        return item
 
     def _has_room(self) -> bool:
         return 4 * self._items.qsize() <= 3 * self._size

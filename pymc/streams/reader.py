@@ -80,17 +80,27 @@ class Reader:
             self._reads = self._ahead_of(_chained(some, reads))
         return some[0]
 
-    def peek(self) -> Read:
-        """Return the next batch, the same one until it is taken."""
+    def wait(self) -> None:
+        """Wait for the next batch. An interrupt may come at any moment of it, and loses nothing."""
         if self._next is None:
             try:
-                self._next = self._read()
+                reads = self._opened()
+                if isinstance(reads, Prefetch):
+                    reads.wait()
+                else:
+                    self._next = next(reads)
             except BaseException:
-                # The next call opens the source again, where it can, so that nothing is lost. An
-                # interrupt does not concern a thread.
-                ended = not isinstance(self._reads, Prefetch) or self._reads.ended
-                if ended or self.batches.blocks.seekable:
-                    self._drop()
+                self._reopen()
+                raise
+
+    def peek(self) -> Read:
+        """Return the next batch, the same one until it is taken."""
+        self.wait()
+        if self._next is None:
+            try:
+                self._next = next(self._opened())
+            except BaseException:
+                self._reopen()
                 raise
         return self._next
 
@@ -199,8 +209,17 @@ class Reader:
             "source": self.batches.blocks.identity,
         }
 
-    def _read(self) -> Read:
-        """Take a batch from the thread that reads ahead, or read it here."""
+    def _reopen(self) -> None:
+        """Have the source opened again after an error or an interrupt, so that a fit can go on.
+
+        Neither concerns a thread that still reads what cannot be opened in the middle.
+        """
+        reads = self._reads
+        if self.batches.blocks.seekable or not isinstance(reads, Prefetch) or reads.ended:
+            self._drop()
+
+    def _opened(self) -> Prefetch | Generator[Read, None, None]:
+        """Return what gives the batches from the position on."""
         blocks = self.batches.blocks
         if isinstance(self._reads, Prefetch) and self._reads.orphaned:
             if not blocks.seekable:
@@ -213,7 +232,7 @@ class Reader:
             self._reads = self._ahead_of(self._open())
             if not (blocks.seekable or blocks.one_shot):
                 self._skip(self.batches_seen)
-        return next(self._reads)
+        return self._reads
 
     def _open(self) -> Generator[list[Read], None, None]:
         """Open the source at the position; what cannot be, at its beginning."""
@@ -238,7 +257,7 @@ class Reader:
         self.batches_seen = 0
         with Progress() as progress:
             for _ in progress.track(range(n_batches), description=f"Reading {self._name} again"):
-                self._next = self._read()
+                self._next = next(self._opened())
                 self.take()
 
     def _drop(self) -> None:

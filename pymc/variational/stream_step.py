@@ -29,35 +29,33 @@ from pymc.variational.stream_refusals import streams_behind
 from pymc.variational.streaming import StreamingDataset
 
 
-def prepare_streams(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+def prepare_streams(model: Any, compile_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Check a model's streams, and let its step function run beside the threads that read them.
 
     Parameters
     ----------
     model : Model
         The model.
-    kwargs : dict
-        Arguments of the step function.
+    compile_kwargs : dict
+        Arguments that the step function is compiled with.
 
     Returns
     -------
     dict
-        The arguments, with another mode in ``compile_kwargs`` where the model has streams.
+        The arguments, with another mode where the model has streams.
     """
-    return beside_threads(kwargs) if check_streams(model) else kwargs
+    return beside_threads(compile_kwargs) if check_streams(model) else compile_kwargs
 
 
-def beside_threads(kwargs: dict[str, Any]) -> dict[str, Any]:
+def beside_threads(compile_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Have a step function compiled so that other threads run beside it, where numba does it.
 
     Numba else keeps Python's lock, and a thread that wants it waits for some steps each time.
     """
-    compile_kwargs = kwargs.get("compile_kwargs") or {}
     mode = get_mode(compile_kwargs.get("mode"))
     if type(mode.linker) is not NumbaLinker:
-        return kwargs
-    mode = Mode(_StepLinker(), mode.provided_optimizer)
-    return kwargs | {"compile_kwargs": compile_kwargs | {"mode": mode}}
+        return compile_kwargs
+    return compile_kwargs | {"mode": Mode(_StepLinker(), mode.provided_optimizer)}
 
 
 class _StepLinker(NumbaLinker):
@@ -128,3 +126,6 @@ def advance_streams(streams: list[StreamingDataset], step: int, n_steps: int) ->
     """
     for stream in streams:
         stream._begin_step(step, n_steps)
+    # Only now, so that none loses a batch where another one ends or is interrupted.
+    for stream in streams:
+        stream._use_batch()

@@ -55,6 +55,7 @@ from pymc.streams.reader import Reader
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.shuffle.disk import pre_shuffle
 from pymc.streams.sources.parquet import parquet_source
+from pymc.variational.interrupts import interruptible
 
 __all__ = [
     "OrderReport",
@@ -348,6 +349,8 @@ class StreamingDataset:
         """
         if self._closed:
             raise RuntimeError(f"stream {self.name!r} is closed.")
+        with interruptible():  # here a fit may wait for long
+            self._reader.wait()
         read = self._reader.peek()
         self._set_n_rows(read.epoch_rows)
         if self._cycle:
@@ -524,7 +527,11 @@ class StreamingDataset:
             self._say_order()
         if not self._fresh:
             self.advance()
+
+    def _use_batch(self) -> None:
+        """Take the batch that is loaded for used: a step is about to."""
         self._fresh, self._in_fit = False, True
+        step, n_steps = self._fit_steps
         self._fit_steps = (step + 1, n_steps)
 
     def _end_fit(self) -> None:

@@ -214,19 +214,37 @@ def test_a_stream_goes_on_after_an_error():
     assert [next(ds)[0] for _ in range(3)] == [10, 0, 10]
 
 
-def test_an_interrupt_loses_no_batch(monkeypatch):
-    ds = StreamingDataset(np.split(np.arange(1000), 100), batch_size=10)
-    next(ds), next(ds)
-    wait = ds._reader._ready.take
+def test_an_interrupt_loses_no_item():
+    """A wait for the thread is interrupted at each bytecode of it in turn."""
+    ahead = Prefetch(counting(1000), 5)
+    until = interrupts = 0
 
-    def interrupted():
-        raise KeyboardInterrupt
+    def interrupt(frame, event, arg):
+        nonlocal until, interrupts
+        if not frame.f_code.co_filename.endswith("prefetch.py"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            until -= 1
+            if until < 0:
+                interrupts += 1
+                raise KeyboardInterrupt
+        return interrupt
 
-    monkeypatch.setattr(ds._reader._ready, "take", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        ds.advance()
-    monkeypatch.setattr(ds._reader._ready, "take", wait)
-    assert next(ds)[0] == 20
+    taken = []
+    trace = sys.gettrace()
+    for i in range(100):
+        until = i
+        sys.settrace(interrupt)
+        try:
+            ahead.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(trace)
+        taken.append(next(ahead))
+    assert taken == list(range(100))
+    assert 20 < interrupts < 100  # also waits that went through
 
 
 def test_prefetch_argument():

@@ -342,10 +342,10 @@ def test_step_lets_other_threads_run():
             pm.Normal("y", b * batch[:, 0], 1, observed=batch[:, 1], total_size=1000)
             inference = pm.ADVI(random_seed=1)
             inference.fit(20, progressbar=False, **kwargs)
-        return inference, prepare_streams(model, kwargs)
+        return inference, prepare_streams(model, kwargs.get("compile_kwargs", {}))
 
-    inference, kwargs = fit()
-    assert "mode" in kwargs["compile_kwargs"]
+    inference, compile_kwargs = fit()
+    assert "mode" in compile_kwargs
     compiled = inference.state.step.vm.jit_fn
     assert compiled.targetoptions["nogil"]
     [types] = compiled.signatures
@@ -354,6 +354,37 @@ def test_step_lets_other_threads_run():
     assert again.targetoptions["nogil"]
     assert sum(again.stats.cache_hits.values()) == 1  # the linker's own entry
     for mode in ("FAST_COMPILE", "JAX"):
-        other = {"compile_kwargs": {"mode": mode}}
-        assert fit(**other)[1] == other
+        other = {"mode": mode}
+        assert fit(compile_kwargs=other)[1] == other
     np.testing.assert_allclose(inference.hist, fit(compile_kwargs={"mode": "FAST_COMPILE"})[0].hist)
+
+
+def test_a_step_function_of_ones_own():
+    """It is the one of pm.fit, and a model that pm.fit refuses is refused."""
+    ds = numbered()
+    with model_of(ds):
+        step = pm.ADVI(random_seed=1).objective.step_function(score=True)
+    losses = [(ds.advance(), float(step()))[1] for _ in range(5)]
+    assert step.vm.jit_fn.targetoptions["nogil"]
+    ds = numbered()
+    with model_of(ds):
+        np.testing.assert_allclose(pm.fit(5, **fit_kwargs).hist, losses)
+    with model_of(ds, total_size=None), pytest.raises(ValueError, match="without total_size"):
+        pm.ADVI().objective.step_function()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_without_score_the_steps_are_the_same(streamed):
+    """They draw anew each time, noise and rows in memory alike, although nothing is returned."""
+    rows = np.random.default_rng(1).normal(3, 1, size=1000)
+
+    def fit(score):
+        batch = StreamingDataset(rows, batch_size=10).as_tensor() if streamed else None
+        with pm.Model():
+            mu = pm.Normal("mu", 0, 10)
+            data = pm.Minibatch(rows, batch_size=10) if batch is None else batch
+            pm.Normal("y", mu, 1, observed=data, total_size=1000)
+            approx = pm.fit(20, score=score, **fit_kwargs)
+        return [param.get_value() for param in approx.params]
+
+    np.testing.assert_allclose(fit(score=False), fit(score=True))
