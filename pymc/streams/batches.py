@@ -17,7 +17,7 @@ import math
 
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,18 +36,38 @@ from pymc.streams.blocks import (
 BYTES_AT_ONCE = 2**21
 
 
+class Read(NamedTuple):
+    """A batch, and where the stream stands after it.
+
+    Attributes
+    ----------
+    batch : list of ndarray or None
+        Its arrays; None after the last one of a stream that ends.
+    epoch, row : int
+        The epoch, and the row in it, that the next batch begins with.
+    epoch_rows : int or None
+        Rows in an epoch, once one was read to its end.
+    """
+
+    batch: list[np.ndarray] | None
+    epoch: int
+    row: int
+    epoch_rows: int | None
+
+
 class Batches:
     """Cut and join the blocks of a source into batches of exactly ``batch_size`` rows.
 
     A batch is a list of arrays: one of shape ``(batch_size, *row_shape)``, one per array where
-    blocks are tuples. Columns become one matrix. No batch is written over, so that it may be kept. Rows left over at the end of an epoch open the first batch of the next one.
+    blocks are tuples. Columns become one matrix. No batch is written over, so that it may be kept.
+    Rows left over at the end of an epoch open the first batch of the next one.
 
     The first block is read at construction and fixes names, order, types and shapes.
 
     Parameters
     ----------
-    blocks : Blocks
-        The source.
+    source : object
+        Any source.
     batch_size : int
         Rows in a batch.
     dtype : dtype or sequence of dtype
@@ -67,31 +87,40 @@ class Batches:
         Row shape of each array in a batch.
     is_tuple : bool
         Whether blocks are tuples.
-    epoch_rows : int or None
-        Rows in an epoch, once one was read to its end.
+    row_bytes : int
+        Bytes of a row in the batches.
+    blocks : Blocks
+        The source.
     """
 
     def __init__(
         self,
-        blocks: Blocks,
+        source: Any,
         *,
         batch_size: int,
         dtype: Any,
         preprocess_fn: Callable[[Any], Any] | None,
         cycle: bool,
     ):
-        self._blocks = blocks
-        self._batch_size = batch_size
+        # What preprocess_fn gets may be strings, say: what it returns must be numbers.
+        self.blocks = Blocks(source, numeric=preprocess_fn is None)
+        self.batch_size = batch_size
         self._preprocess_fn = preprocess_fn
-        self._cycle = cycle
-        self._finite = blocks.checked and preprocess_fn is None
-        self.epoch_rows: int | None = None
-        epoch = self._epoch()
+        self.cycle = cycle
+        self._finite = self.blocks.checked and preprocess_fn is None
+        self._gets_array = False
+        epoch = self._epoch(0, 0)
         first = next(epoch, None)
         if first is None:
             raise ValueError("the source has no rows.")
-        # What preprocess_fn returns has columns of its own, known by name only if it names them.
-        names = blocks.columns if preprocess_fn is None else None
+        names = self.blocks.columns
+        if preprocess_fn is not None and not (
+            self._gets_array
+            and isinstance(first, np.ndarray)
+            and first.shape[1:] == (len(names or ()),)
+        ):
+            # Known by name only if it names them, or gives an array of as many for an array.
+            names = None
         if isinstance(first, dict) and names is not None:
             if set(names) != set(first):
                 raise ValueError(
@@ -130,53 +159,66 @@ class Batches:
             if not self.format.names:
                 self._kinds *= len(self.columns)
         self._part_dtypes = self.dtypes * (len(self._labels) // len(self.dtypes))
-        row_bytes = sum(
+        self.row_bytes = sum(
             dtype.itemsize * math.prod(shape) for dtype, shape in zip(self.dtypes, self.row_shapes)
         )
-        self._at_once = max(1, BYTES_AT_ONCE // (batch_size * row_bytes))
-        # The epoch that the first block opened goes on with the first batch.
+        self._at_once = max(1, BYTES_AT_ONCE // (batch_size * self.row_bytes))
+        # The epoch that the first block opened goes on with the first batch that is read.
         self._opened: Iterator[Block] | None = chain([first], epoch)
 
-    def __iter__(self) -> Generator[list[list[np.ndarray]], None, None]:
-        epoch, self._opened = self._opened, None
-        whole = epoch is not None
-        if epoch is None:  # the last reader was interrupted
-            if not self._cycle and not self._blocks.one_shot:
-                return
-            epoch, whole = self._epoch(), not self._blocks.one_shot
+    def read(self, epoch: int = 0, row: int = 0) -> Generator[list[Read], None, None]:
+        """Read batches from a position on, some at a time.
+
+        A source that is not seekable is opened afresh.
+        """
+        opened, self._opened = self._opened, None
+        # An iterator that is opened again goes on somewhere in its only epoch.
+        whole = opened is not None or not self.blocks.one_shot
+        if opened is None or (epoch, row) != (0, 0):
+            opened = self._epoch(epoch, row)
+        epoch_rows = None
         # A batch that is not full yet, and the rows in it.
         open_batch, filled = self._empty(1), 0
         while True:
-            n_rows = 0
-            for rows in chain.from_iterable(map(self._checked, epoch)):
+            n_new = 0
+            for rows in chain.from_iterable(map(self._checked, opened)):
                 start, stop = 0, len(rows[0])
-                n_rows += stop
+                n_new += stop
                 while start < stop:
-                    if filled == 0 and stop - start >= self._batch_size:
-                        n_batches = min((stop - start) // self._batch_size, self._at_once)
+                    first = start
+                    if filled == 0 and stop - start >= self.batch_size:
+                        n_batches = min((stop - start) // self.batch_size, self._at_once)
                         batches = self._empty(n_batches)
                         start = self._fill(batches, 0, rows, start)
-                        yield self._split(batches)
                     else:
-                        before = start
+                        batches = open_batch
                         start = self._fill(open_batch, filled, rows, start)
-                        filled += start - before
-                        if filled == self._batch_size:
-                            yield self._split(open_batch)
-                            open_batch, filled = self._empty(1), 0
-            if n_rows == 0:  # a one-shot iterator has no second epoch
+                        filled += start - first
+                        if filled < self.batch_size:
+                            break
+                        open_batch, filled = self._empty(1), 0
+                    end = row + n_new - stop + start
+                    last = len(batches[0]) - 1
+                    yield [
+                        Read(batch, epoch, end - (last - i) * self.batch_size, epoch_rows)
+                        for i, batch in enumerate(self._split(batches))
+                    ]
+            n_rows = row + n_new
+            if whole and n_rows > 0:
+                epoch_rows = n_rows
+            if not self.cycle or n_rows == 0:  # an iterator has no second epoch
+                yield [Read(None, epoch, n_rows, epoch_rows)]
                 return
-            if whole:
-                self.epoch_rows = n_rows
-            if not self._cycle:
-                return
-            epoch = self._epoch()
+            epoch, row = epoch + 1, 0
+            opened = self._epoch(epoch, 0)
 
-    def _epoch(self) -> Iterator[Block]:
-        return map(self._preprocess, self._blocks) if self._preprocess_fn else iter(self._blocks)
+    def _epoch(self, epoch: int, row: int) -> Iterator[Block]:
+        blocks = self.blocks.epoch(epoch, row)
+        return map(self._preprocess, blocks) if self._preprocess_fn else blocks
 
     def _preprocess(self, block: Block) -> Block:
         assert self._preprocess_fn is not None
+        self._gets_array = isinstance(block, np.ndarray)
         # Read-only: the block may be the user's own array, and come again next epoch.
         views = [part.view() for part in parts_of(block)]
         for view in views:
@@ -194,9 +236,9 @@ class Batches:
         """Make room for batches: an array with a leading dimension of them for each array."""
         # Column-major, so that the model's buf[:, j] is contiguous.
         return [
-            np.empty((n_batches, *shape, self._batch_size), dtype).swapaxes(1, 2)
+            np.empty((n_batches, *shape, self.batch_size), dtype).swapaxes(1, 2)
             if len(shape) == 1
-            else np.empty((n_batches, self._batch_size, *shape), dtype)
+            else np.empty((n_batches, self.batch_size, *shape), dtype)
             for shape, dtype in zip(self.row_shapes, self.dtypes)
         ]
 
@@ -209,7 +251,7 @@ class Batches:
         parts = self.format.split(block)
         if self.columns is not None and not self.format.names:
             parts = list(parts[0].T)
-        n_rows = self._at_once * self._batch_size
+        n_rows = self._at_once * self.batch_size
         for start in range(0, len(parts[0]), n_rows):
             rows = [part[start : start + n_rows] for part in parts]
             for part, label, kind, dtype in zip(rows, self._labels, self._kinds, self._part_dtypes):
@@ -229,7 +271,7 @@ class Batches:
         Each of the batches has that many rows already.
         """
         n_batches = len(batches[0])
-        n_rows = min(self._batch_size - filled, (len(rows[0]) - start) // n_batches)
+        n_rows = min(self.batch_size - filled, (len(rows[0]) - start) // n_batches)
         stop = start + n_batches * n_rows
         for j, part in enumerate(rows):
             values = batches[0][:, :, j] if self.columns is not None else batches[j]

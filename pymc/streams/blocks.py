@@ -16,22 +16,28 @@
 Sources and shuffles know nothing of PyTensor or of models.
 """
 
+import copy
 import operator
 import re
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pymc.streams.position import checksum
+
 Block = np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...]
 
 # Rows in a slice of a source that is one array: a view, so only copies downstream cost memory.
 SLICE_ROWS = 65_536
+# Rows of an array that tell whether it is still the same: so many samples, spread evenly.
+SAMPLES, SAMPLE_ROWS = 16, 256
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -120,11 +126,11 @@ def arrow_to_numpy(column: Any, what: str) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _array(values: Any, what: str) -> np.ndarray:
+def _array(values: Any, what: str, numeric: bool = True) -> np.ndarray:
     if np.ma.isMaskedArray(values) and np.ma.getmaskarray(values).any():
         raise ValueError(f"{what}: masked values. Fill or drop these rows before streaming.")
     array = np.asarray(values)
-    if array.dtype.kind not in "biuf":
+    if numeric and array.dtype.kind not in "biuf":
         raise TypeError(
             f"{what}: not numeric ({type(values).__name__}, dtype {array.dtype}). A block is an "
             "array (rows, ...), a mapping from column name to array (rows,), an Arrow table or "
@@ -141,8 +147,11 @@ def is_arrow(block: Any) -> bool:
     return exports and not hasattr(block, "__next__")
 
 
-def to_block(block: Any, where: str) -> Block:
-    """Bring what a source gave into one of the three plain forms, and check it."""
+def to_block(block: Any, where: str, numeric: bool = True) -> Block:
+    """Bring what a source gave into one of the three plain forms, and check it.
+
+    Unless ``numeric``, its values may be strings or objects.
+    """
     if is_arrow(block):
         if not hasattr(block, "column"):
             import pyarrow
@@ -154,16 +163,20 @@ def to_block(block: Any, where: str) -> Block:
         }
     plain: Block
     if isinstance(block, Mapping | pd.DataFrame):
-        plain = {str(name): _array(block[name], f"{where}, column {name!r}") for name in block}
+        plain = {
+            str(name): _array(block[name], f"{where}, column {name!r}", numeric) for name in block
+        }
         wrong = [f"{name!r} {values.shape}" for name, values in plain.items() if values.ndim != 1]
         if wrong:
             raise ValueError(f"{where}: columns must have shape (rows,): {', '.join(wrong)}.")
         if len(plain) != len(list(block)):
             raise ValueError(f"{where}: two columns have the same name.")
     elif isinstance(block, tuple | list):
-        plain = tuple(_array(values, f"{where}, array {i}") for i, values in enumerate(block))
+        plain = tuple(
+            _array(values, f"{where}, array {i}", numeric) for i, values in enumerate(block)
+        )
     else:
-        return _array(block, where)
+        return _array(block, where, numeric)
     if len(plain) == 0:
         raise ValueError(f"{where}: no columns.")
     lengths = [len(values) for values in parts_of(plain)]
@@ -265,7 +278,7 @@ class BlockFormat:
 
 
 class Blocks:
-    """Any source, seen as epochs of plain blocks: each ``iter()`` is one epoch.
+    """Any source, seen as epochs of plain blocks.
 
     Parameters
     ----------
@@ -273,6 +286,8 @@ class Blocks:
         A re-iterable of blocks; a zero-argument callable that returns an iterable of blocks;
         a one-shot iterator, which gives a single epoch; or one array, memmap, mapping, Arrow
         table, pandas DataFrame or tuple of arrays, which is sliced.
+    numeric : bool, default True
+        Whether values must be numbers or booleans.
 
     Attributes
     ----------
@@ -282,12 +297,17 @@ class Blocks:
         Names of the columns, where the source tells.
     one_shot : bool
         Whether the source is an iterator, which goes on where it was left.
+    seekable : bool
+        Whether an epoch can be opened at any row: an array, a table, or one of our sources on these.
+    in_random_order : bool
+        Whether the rows are known to come in random order, or in large pieces in random order.
     checked : bool
         Whether the source gives plain blocks whose values it has checked: one of ours.
     """
 
-    def __init__(self, source: Any):
-        self._source = source
+    def __init__(self, source: Any, numeric: bool = True):
+        self.source = source
+        self._numeric = numeric
         self.one_shot = hasattr(source, "__next__")
         n_rows, columns = getattr(source, "n_rows", None), getattr(source, "columns", None)
         if _is_array(source):
@@ -295,7 +315,7 @@ class Blocks:
                 raise ValueError("the source is a single number: it needs a dimension of rows.")
             n_rows = source.shape[0] or None
         elif _is_table(source):
-            table = to_block(source, "source")
+            table = to_block(source, "source", numeric)
             n_rows, columns = n_rows_of(table) or None, BlockFormat.of(table).names or None
         elif isinstance(source, str | bytes | Path):
             raise TypeError(
@@ -310,30 +330,92 @@ class Blocks:
         self.n_rows = None if n_rows is None else positive_int(n_rows, "n_rows of the source")
         self.columns = None if columns is None else tuple(map(str, columns))
         self.checked = bool(_of_its_own(source, "gives_checked_blocks"))
+        in_memory = _is_array(source) or _is_table(source)
+        self.seekable = in_memory or bool(_of_its_own(source, "seekable"))
+        self.in_random_order = bool(_of_its_own(source, "in_random_order"))
+        # The epoch that was opened for a look at its first block: it may be the only one.
+        self._opened: Iterator[Block] | None = None
 
-    def __iter__(self) -> Iterator[Block]:
+    def epoch(self, number: int, start: int = 0) -> Iterator[Block]:
+        """Open an epoch, at row ``start`` where the source is seekable.
+
+        A source that is not is opened once more, whatever the number.
+        """
+        opened, self._opened = self._opened, None
+        if opened is not None and start == 0:
+            return opened
+        return self._plain(raw_blocks(self.source, number, start))
+
+    def first(self) -> Block:
+        """Return the first block of epoch 0, which that epoch then still gives."""
+        epoch = self.epoch(0)
+        first = next(epoch, None)
+        if first is None:
+            raise ValueError("the source has no rows.")
+        if not self.seekable:
+            self._opened = chain([first], epoch)
+        return first
+
+    def with_seeds_of(self, identity: dict[str, Any]) -> "Blocks":
+        """Return the same blocks, in the order of an identity where no seed was given here."""
+        other = copy.copy(self)
+        ours = _of_its_own(self.source, "seekable") is not None
+        if ours and identity.get("kind") == type(self.source).__name__:
+            other.source = self.source.with_seeds_of(identity)
+        return other
+
+    def _plain(self, blocks: Iterable[Any]) -> Iterator[Block]:
         if self.checked:
-            yield from raw_blocks(self._source)
+            yield from blocks
             return
-        for i, raw in enumerate(raw_blocks(self._source)):
-            block = to_block(raw, f"block {i}")
+        for i, raw in enumerate(blocks):
+            block = to_block(raw, f"block {i}", self._numeric)
             if n_rows_of(block):
                 yield block
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells the source from another one, as plain values; seeds are part of it."""
+        if _of_its_own(self.source, "seekable") is not None:
+            return {"kind": type(self.source).__name__, **self.source.stream_identity}
+        if not (_is_array(self.source) or _is_table(self.source)):
+            kind = "function" if not hasattr(self.source, "__iter__") else "iterable"
+            return {"kind": kind, "n_rows": self.n_rows}
+        array = _is_array(self.source)
+        parts: list[Any] = [self.source]
+        if not array:
+            parts = parts_of(to_block(self.source, "source", numeric=False))
+        # Some rows of each part stand for all: the whole may be larger than memory.
+        starts = np.linspace(0, max(0, parts[0].shape[0] - SAMPLE_ROWS), SAMPLES).astype(int)
+        samples = [np.asarray(part[i : i + SAMPLE_ROWS]) for part in parts for i in starts.tolist()]
+        return {
+            "kind": "array" if array else "table",
+            "dtypes": [str(part.dtype) for part in parts],
+            "shapes": [list(map(int, part.shape)) for part in parts],
+            "checksum": checksum(
+                np.frombuffer(repr(sample.tolist()).encode(), "u1")
+                if sample.dtype.hasobject
+                else sample
+                for sample in samples
+            ),
+        }
 
-def raw_blocks(source: Any) -> Iterable[Any]:
-    """Open one epoch."""
+
+def raw_blocks(source: Any, epoch: int = 0, start: int = 0) -> Iterable[Any]:
+    """Open an epoch, at row ``start`` where the source is seekable."""
     if _is_array(source):
         # An array is sliced as it is asked for, never converted whole: it may be on disk.
         array = source.to_numpy() if isinstance(source, pd.Series) else source
-        return (views[0] for views in _slices([array]))
+        return (views[0] for views in _slices([array], start))
     if _is_table(source):
-        table = to_block(source, "source")
-        return map(BlockFormat.of(table).join, _slices(parts_of(table)))
-    if _of_its_own(source, "large_blocks"):  # a shuffle_buffer
-        return source.large_blocks()
+        table = to_block(source, "source", numeric=False)
+        return map(BlockFormat.of(table).join, _slices(parts_of(table), start))
+    if _of_its_own(source, "seekable") is not None:  # one of ours
+        return source.read(epoch, start)
     if not hasattr(source, "__iter__"):
         opened = source()
+        if _of_its_own(opened, "seekable") is not None:
+            return iter(opened)  # which counts its epochs
         if hasattr(opened, "__iter__") or _is_array(opened) or _is_table(opened):
             return raw_blocks(opened)
         raise TypeError(
@@ -361,6 +443,6 @@ def _is_table(source: Any) -> bool:
     return isinstance(source, Mapping | pd.DataFrame) or is_arrow(source)
 
 
-def _slices(parts: list[Any]) -> Iterator[list[np.ndarray]]:
-    for start in range(0, parts[0].shape[0], SLICE_ROWS):
-        yield [_array(part[start : start + SLICE_ROWS], "source") for part in parts]
+def _slices(parts: list[Any], first_row: int) -> Iterator[list[np.ndarray]]:
+    for start in range(first_row, parts[0].shape[0], SLICE_ROWS):
+        yield [_array(part[start : start + SLICE_ROWS], "source", False) for part in parts]

@@ -14,6 +14,7 @@
 """Prefetching: batches are read ahead in a background thread, while the model takes its steps."""
 
 import atexit
+import os
 import threading
 import weakref
 
@@ -27,13 +28,14 @@ class Prefetch:
     """Read ahead what a generator gives, in a thread of its own.
 
     The items come in the order of the generator, whatever the threads do. An exception is raised
-    in the place of the items that failed. The thread ends with the generator, with :meth:`close`,
-    or when this object is forgotten.
+    in the place of the items that failed. The thread starts with the first item that is asked for.
+    It ends with the generator, with :meth:`pause` or :meth:`close`, or when this object is
+    forgotten.
 
     Parameters
     ----------
     items : generator of list
-        What to read, some items at a time. It belongs to the thread from now on.
+        What to read, some items at a time. It belongs to the thread while that runs.
     n_ahead : int
         How many items are kept ready. The thread waits when they are, until a quarter of them is
         taken: woken for each one, it would compete for Python's lock in every step.
@@ -41,13 +43,11 @@ class Prefetch:
 
     def __init__(self, items: Generator[list, None, None], n_ahead: int):
         self.ended = False
+        self._items = items
+        self._n_ahead = n_ahead
         self._ready = _Ready(n_ahead)
-        self._thread = threading.Thread(
-            target=_read, args=(items, self._ready), name="pymc-stream", daemon=True
-        )
-        self._thread.start()
-        weakref.finalize(self, self._ready.stop)
-        _all_ready[self._thread] = self._ready
+        self._thread: threading.Thread | None = None
+        self._process = os.getpid()
 
     def __iter__(self) -> "Prefetch":
         return self
@@ -55,30 +55,59 @@ class Prefetch:
     def __next__(self) -> Any:
         if self.ended:
             raise StopIteration
+        if self._thread is None or self._ready.stopped:
+            self._start()
         item = self._ready.take()
         if isinstance(item, _End):
             self.ended = True
             raise item.error
         return item
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether this is a copy in a forked process, whose thread has stayed in the other one."""
+        return self._process != os.getpid()
+
+    def pause(self) -> None:
+        """Let the thread end as soon as the items that it reads are there; they are kept."""
+        if self._thread is not None:
+            self._ready.kept = True
+            self._ready.stop()
+
     def close(self) -> None:
         """End the thread, and with it the generator, as soon as the item that it reads is there."""
         self.ended = True
         self._ready.stop()
-        self._thread.join(timeout=5)
-        self._ready.clear()
+        if self._thread is None or self._ready.kept:
+            self._items.close()
+        elif not self.orphaned:
+            self._thread.join(timeout=5)
+        self._ready.left()
+
+    def _start(self) -> None:
+        if self._thread is not None:  # paused: it may still be reading
+            self._thread.join()
+        self._ready = _Ready(self._n_ahead, self._ready.left())
+        self._thread = threading.Thread(
+            target=_read, args=(self._items, self._ready), name="pymc-stream", daemon=True
+        )
+        self._thread.start()
+        weakref.finalize(self, self._ready.stop)
+        _all_ready[self._thread] = self._ready
 
 
 class _Ready:
     """Items that one thread puts here and another takes."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, items: list | None = None):
         self._size = size
         # Unlike a Condition these stay whole when Ctrl-C interrupts a call, and the garbage
         # collector may call stop() in the middle of one.
         self._items: SimpleQueue = SimpleQueue()
         self._room: SimpleQueue = SimpleQueue()
-        self._waiting = self.stopped = False
+        self._waiting = self.stopped = self.kept = False
+        for item in items or []:
+            self._items.put(item)
 
     def put(self, items: list) -> bool:
         """Wait for room and put items there; tell whether anybody wants more."""
@@ -104,15 +133,16 @@ class _Ready:
     def _has_room(self) -> bool:
         return 4 * self._items.qsize() <= 3 * self._size
 
-    def clear(self) -> None:
-        """Let go of what was not taken."""
-        self._items = SimpleQueue()
+    def left(self) -> list:
+        """Take what is left when the thread has ended."""
+        items = [self._items.get() for _ in range(self._items.qsize())]
+        return [item for item in items if item is not _STOPPED]
 
     def stop(self) -> None:
         """Say that nobody wants more."""
         self.stopped = True
         self._room.put(None)
-        self._items.put(_End(StopIteration()))  # for a thread that waits for an item
+        self._items.put(_STOPPED)  # for a thread that waits for an item
 
 
 class _End(NamedTuple):
@@ -120,6 +150,8 @@ class _End(NamedTuple):
 
     error: BaseException
 
+
+_STOPPED = _End(StopIteration())
 
 # The threads, also of objects that are forgotten, with what stops them.
 _all_ready: weakref.WeakKeyDictionary[threading.Thread, _Ready] = weakref.WeakKeyDictionary()
@@ -145,5 +177,6 @@ def _read(items: Generator[list, None, None], ready: _Ready) -> None:
     except BaseException as error:
         end = _End(error)
     finally:
-        items.close()
+        if not ready.kept:
+            items.close()
     ready.put([end])

@@ -78,7 +78,7 @@ def check_streams(model: Any) -> list[StreamingDataset]:
         if not isinstance(scale, Variable):
             claim[f"observed variable `{rv.name}`"] = float(scale) * stream.batch_size
     for stream, claim in claims.items():
-        stream._claim_total_sizes(claim)
+        stream._expect_total_sizes(claim)
     return list(claims)
 
 

@@ -15,6 +15,8 @@
 
 import warnings
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pytensor import config
@@ -83,17 +85,19 @@ class _StepLinker(NumbaLinker):
         return numba_njit(step, final_function=True, nogil=True, cache=key is not None)
 
 
-def streams_of(step_function: Any, model: Any) -> list[StreamingDataset]:
-    """List the streams that a compiled step function of a model reads.
+@contextmanager
+def streams_of(step_function: Any, model: Any) -> Iterator[list[StreamingDataset]]:
+    """Give the streams that a compiled step function of a model reads, for the steps of a fit.
+
+    At the end of the fit they let go of threads, open files and what was read ahead.
 
     Warns
     -----
     UserWarning
-        If a stream is not behind an observed variable, whose ``total_size`` would scale it.
+        If a stream is not behind an observed variable, whose ``total_size`` would scale it; at the
+        end, if a stream whose order is not known to be random has given a part of an epoch only.
     """
     streams = streams_behind(step_function.get_shared())
-    if not streams:
-        return []
     values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
     scaled = streams_behind(list(ancestors([*model.observed_RVs, *values])))
     for stream in streams:
@@ -104,7 +108,11 @@ def streams_of(step_function: Any, model: Any) -> list[StreamingDataset]:
                 f"multiply it by N / {stream.batch_size} yourself.",
                 stacklevel=2,
             )
-    return streams
+    try:
+        yield streams
+    finally:
+        for stream in streams:
+            stream._end_fit()
 
 
 def advance_streams(streams: list[StreamingDataset], step: int, n_steps: int) -> None:

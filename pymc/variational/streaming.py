@@ -36,9 +36,8 @@ that holds many of them (``parquet_source(..., shuffle_row_groups=True)``). See
 import operator
 import warnings
 
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytensor
@@ -48,10 +47,11 @@ from pytensor.tensor.sharedvar import TensorSharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc.streams.batches import Batches
-from pymc.streams.blocks import Block, Blocks, positive_int
+from pymc.streams.blocks import Block, positive_int
 from pymc.streams.order.check import OrderCheck, StreamOrderWarning
 from pymc.streams.order.report import OrderReport, judge_files, order_report
-from pymc.streams.prefetch import Prefetch
+from pymc.streams.order.watch import OrderWatch
+from pymc.streams.reader import Reader
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.shuffle.disk import pre_shuffle
 from pymc.streams.sources.parquet import parquet_source
@@ -68,8 +68,6 @@ __all__ = [
 
 # Rows that take no more than this are better kept in memory.
 SMALL_BYTES = 2**30
-# What batches that are kept ready may take, and how many they may be.
-PREFETCH_BYTES, PREFETCH_BATCHES = 2**25, 4096
 
 
 class StreamingDataset:
@@ -106,14 +104,17 @@ class StreamingDataset:
         hold exactly is an error.
     preprocess_fn : callable, optional
         Applied to each block before it is cut into batches. It gets an array, a dict of arrays
-        or a tuple of arrays, which it must not write into, and returns one of these with the
-        same number of rows.
+        or a tuple of arrays, of any type (strings, say), which it must not write into, and returns
+        one of these with the same number of rows, as numbers. Columns that it returns as a dict
+        have its names; an array of as many columns as the source names keeps the source's.
     cycle : bool, default True
         Start the next epoch when one ends. If False, the stream ends after one epoch, without
-        the rows that do not fill a last batch.
+        the rows that do not fill a last batch; iterating over it again starts it again.
     check_order : {"warn", "raise", "ignore"}, default "warn"
         What to do if batches follow the order of the rows: give a :class:`StreamOrderWarning`,
-        raise it, or do not look. Parquet statistics are looked at now, batches as they are loaded.
+        raise it, or do not look. Parquet statistics are looked at now, batches as they are loaded;
+        with ``cycle=False`` it is said in :func:`pymc.fit` only, as order does not matter to a
+        loop over all rows.
     prefetch : int, optional
         Batches that a background thread keeps ready. Default: what 32 MiB hold, but two at least.
         With 0 the source is read in the thread that calls :meth:`advance`. The batches are the
@@ -135,6 +136,9 @@ class StreamingDataset:
     batches_seen, rows_streamed : int
         Batches, and rows in them, that were loaded into the buffer.
 
+    epoch, row : int
+        The epoch, and the row in it, that the next batch begins with.
+
     Raises
     ------
     TypeError, ValueError
@@ -154,6 +158,11 @@ class StreamingDataset:
 
     Notes
     -----
+    Between fits a stream on files, arrays or tables holds its position and one batch: no thread,
+    no open file, no rows that were read ahead. It goes on where it was; :meth:`reset` takes it back
+    to its beginning, so that a fit with the same ``random_seed`` gives the same result again. A stream
+    on a function or iterator, which cannot be opened in the middle, keeps what was read ahead.
+
     **The order of the rows matters**: in-memory :func:`pymc.Minibatch` draws uniformly from all N
     rows, a stream gives them in the order of its source. See :class:`shuffle_buffer`.
 
@@ -211,75 +220,83 @@ class StreamingDataset:
             raise ValueError(
                 f'check_order must be "warn", "raise" or "ignore", got {check_order!r}.'
             )
+        if prefetch is not None and prefetch != 0:
+            prefetch = positive_int(prefetch, "prefetch")
         self.name = name
         self.batch_size = positive_int(batch_size, "batch_size")
-        self.batches_seen = 0
-        blocks = Blocks(source)
-        self._batches = Batches(
-            blocks,
+        self._cycle = cycle
+        batches = Batches(
+            source,
             batch_size=self.batch_size,
             dtype=pytensor.config.floatX if dtype is None else dtype,
             preprocess_fn=preprocess_fn,
             cycle=cycle,
         )
-        self.columns = self._batches.columns
-        shapes = tuple(self._batches.row_shapes)
-        self.sample_shape = shapes if self._batches.is_tuple else shapes[0]
+        self.columns = batches.columns
+        shapes = tuple(batches.row_shapes)
+        self.sample_shape = shapes if batches.is_tuple else shapes[0]
         if sample_shape is not None and _as_tuples(sample_shape) != self.sample_shape:
             raise ValueError(
                 f"the source gives rows of shape {self.sample_shape}, not "
                 f"sample_shape={sample_shape}."
                 + (f" Its columns are {list(self.columns)}." if self.columns else "")
             )
+        self._format, self._is_tuple = batches.format, batches.is_tuple
+        self._row_bytes = batches.row_bytes
         self._check_order = check_order
-        self._order: OrderCheck | None = None
-        finding = None
+        self._order = OrderWatch(None)
         if check_order != "ignore":
             finding, limit = judge_files(source, self.batch_size)
-            if finding is None:
-                self._order = OrderCheck(self._batches.column_names, self.batch_size, limit)
+            check = OrderCheck(batches.column_names, self.batch_size, limit)
+            self._order = OrderWatch(check if finding is None else None, finding)
         # The first batch is read now, so that what is wrong with the source is said now, and the
         # buffer never holds made-up numbers. It counts as seen when it is loaded.
-        self._reader: Generator[list[_Read], None, None] | Prefetch = self._read()
-        self._ahead: deque[_Read] = deque(next(self._reader, []))
-        if not self._ahead:
+        self._reader = Reader(batches, name, prefetch, self._order.follow)
+        first = self._reader.first
+        if first.batch is None:
             raise ValueError(
-                f"the source has {self._batches.epoch_rows} rows, fewer than one batch of "
+                f"the source has {first.epoch_rows} rows, fewer than one batch of "
                 f"{self.batch_size}, and is read only once. Pass a smaller batch_size."
             )
-        first = self._ahead[0]
         self._buffers: list[TensorSharedVariable] = []
         for i, values in enumerate(first.batch):
-            label = f"{name}.{i}" if self._batches.is_tuple else name
+            label = f"{name}.{i}" if self._is_tuple else name
             buffer = pytensor.shared(values, name=label, shape=values.shape, borrow=True)
             buffer.tag.stream = self  # how pm.fit finds the streams that a model uses
             self._buffers.append(buffer)
-        self._row_bytes = sum(values.nbytes for values in first.batch) // self.batch_size
-        if prefetch is None:
-            prefetch = PREFETCH_BYTES // (self._row_bytes * self.batch_size)
-            prefetch = min(max(2, prefetch), PREFETCH_BATCHES)
-        elif prefetch != 0:
-            prefetch = positive_int(prefetch, "prefetch")
-        self._n_ahead = prefetch
         # Whether no step has used the loaded batch yet: pm.fit then uses it before it loads one.
         self._fresh = False
         # Whether the last step was one of pm.fit, and that fit's (steps done, steps asked for).
         self._in_fit = False
         self._fit_steps = (0, 0)
-        self._closed = False
+        self._closed = self._at_end = False
+        # Sizes and names of what the model indexes by a column, by array and column of the buffer.
+        self._index_bounds: dict[tuple[int, int], tuple[int, str]] = {}
         # N as far as it is known, and what is passed as N, by whom.
-        self._n_rows = blocks.n_rows
+        self._n_rows = batches.blocks.n_rows
         self._given: int | None = None
         if total_size is not None and total_size != "auto":
             self._given = positive_int(total_size, "total_size")
-        self._claim_total_sizes({})
-        self._learn_n_rows(first.epoch_rows)
-        if finding is not None:
-            self._tell_order(finding)
+        self._expect_total_sizes({})
+        self._set_n_rows(first.epoch_rows)
+        if cycle:
+            self._say_order()
 
     @property
     def total_size(self) -> int | None:
         return self._n_rows if self._given is None else self._given
+
+    @property
+    def epoch(self) -> int:
+        return self._reader.epoch
+
+    @property
+    def row(self) -> int:
+        return self._reader.row
+
+    @property
+    def batches_seen(self) -> int:
+        return self._reader.batches_seen
 
     @property
     def rows_streamed(self) -> int:
@@ -295,7 +312,7 @@ class StreamingDataset:
             one; a list of them where blocks are tuples. Before the first batch is loaded it
             already holds its values.
         """
-        return list(self._buffers) if self._batches.is_tuple else self._buffers[0]
+        return list(self._buffers) if self._is_tuple else self._buffers[0]
 
     def __getitem__(self, column: str) -> TensorVariable:
         """Return one column of the buffer, by name.
@@ -312,7 +329,7 @@ class StreamingDataset:
             raise KeyError(f"stream {self.name!r}: no column {column!r}: {list(self.columns)}.")
         j = self.columns.index(column)
         values = self._buffers[0][:, j]
-        kind = self._batches.format.dtypes[j if self._batches.format.names else 0].kind
+        kind = self._format.dtypes[j if self._format.names else 0].kind
         if kind in "iu":
             return values.astype("int64")
         return values.astype("bool") if kind == "b" else values
@@ -330,26 +347,14 @@ class StreamingDataset:
         """
         if self._closed:
             raise RuntimeError(f"stream {self.name!r} is closed.")
-        read = self._next()
-        if read is None:
-            message = f"stream {self.name!r} has ended after {self.batches_seen} batches"
-            done, asked = self._fit_steps
-            if done < asked:
-                # StopIteration ends a fit without a word.
-                warnings.warn(
-                    f"{message}: {done} of {asked} steps of the fit are done, and the fit stops "
-                    "here. The source can be read only once: pass a function that returns a fresh "
-                    "iterator, or files, to read it again (with cycle=True).",
-                    stacklevel=2,
-                )
-            raise StopIteration(f"{message}.")
-        self._learn_n_rows(read.epoch_rows)
-        if read.finding is not None:
-            self._tell_order(read.finding)
-        for buffer, values in zip(self._buffers, read.batch):
-            # A new array each time: with JAX a step may still be reading the last one.
-            buffer.set_value(values, borrow=True)
-        self.batches_seen += 1
+        read = self._reader.peek()
+        self._set_n_rows(read.epoch_rows)
+        if self._cycle:
+            self._say_order()
+        if read.batch is None:
+            raise self._end()
+        self._load(read.batch)
+        self._reader.take()
         self._fresh = True
 
     def fit_callback(self, seed: bool = True) -> Callable[[Any, Any, int], None]:
@@ -381,7 +386,85 @@ class StreamingDataset:
 
         return callback
 
+    def reset(self) -> None:
+        """Go back to the beginning: the next batch is the first one of the first epoch.
+
+        Two fits of a model with the same ``random_seed``, each after a reset, are the same.
+
+        Raises
+        ------
+        TypeError
+            If the source is an iterator, which can be read only once.
+        """
+        self._reader.rewind()
+        self._fresh = self._at_end = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the stream, as plain values that JSON can hold.
+
+        Returns
+        -------
+        dict
+            ``epoch`` and ``row`` that the next batch begins with, ``batches_seen``, ``n_rows`` as
+            far as it is known, what the source is, with its seeds, and a checksum of the batch that
+            is loaded.
+
+        Raises
+        ------
+        TypeError
+            If the source is an iterator, which can be read only once.
+
+        Examples
+        --------
+        >>> import json
+        >>> import numpy as np
+        >>> from pymc.variational.streaming import StreamingDataset
+        >>> ds = StreamingDataset(np.arange(100), batch_size=10)
+        >>> for _ in range(3):
+        ...     ds.advance()
+        >>> state = json.loads(json.dumps(ds.state_dict()))
+        >>> state["epoch"], state["row"]
+        (0, 30)
+        >>> again = StreamingDataset(np.arange(100), batch_size=10)
+        >>> again.load_state_dict(state)
+        >>> next(again).tolist()
+        [30.0, 31.0, 32.0, 33.0, 34.0, 35.0, 36.0, 37.0, 38.0, 39.0]
+        """
+        return self._reader.state_dict() | {"n_rows": self._n_rows, "fresh": self._fresh}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another stream over the same rows was, also one of another process.
+
+        The batches from here on are those that the other one would have given, to the last bit. The
+        batch that it had loaded is loaded, and its checksum compared. A source on files, arrays or
+        tables is opened at that row; one that is a function is called afresh and read up to it, with
+        a progress bar. A source without a seed takes that of the state.
+
+        Parameters
+        ----------
+        state : mapping
+            What :meth:`state_dict` has returned.
+
+        Raises
+        ------
+        TypeError
+            If the source is an iterator, which can be read only once.
+        ValueError
+            If the state is of another source, seed, batch size or columns, or the source gives
+            other rows than it did. The message names what differs.
+        """
+        batch = self._reader.load_state_dict(state)
+        if batch is not None:
+            self._load(batch)
+        self._n_rows, self._fresh, self._at_end = state["n_rows"], state["fresh"], False
+
     def __iter__(self) -> "StreamingDataset":
+        """Start again, if a stream with ``cycle=False`` has ended."""
+        n_rows = self._n_rows
+        if self._at_end or (
+            not self._cycle and n_rows is not None and self.row + self.batch_size > n_rows
+        ):
+            self.reset()
         return self
 
     def __next__(self) -> Block:
@@ -389,7 +472,7 @@ class StreamingDataset:
         self._fit_steps = (0, 0)
         self.advance()
         values = [buffer.get_value(borrow=False) for buffer in self._buffers]
-        return tuple(values) if self._batches.is_tuple else values[0]
+        return tuple(values) if self._is_tuple else values[0]
 
     def __enter__(self) -> "StreamingDataset":
         return self
@@ -400,44 +483,99 @@ class StreamingDataset:
     def close(self) -> None:
         """Close the source's files. The last batch stays in the buffer; no other can be loaded."""
         self._closed = True
-        self._ahead.clear()
         self._reader.close()
 
-    def _read(self) -> Generator[list["_Read"], None, None]:
-        # A function of its own, which keeps no reference to this stream.
-        return _read(self._batches, self._order)
+    def _load(self, batch: list[np.ndarray]) -> None:
+        for (array, column), (size, who) in self._index_bounds.items():
+            self._check_index(batch[array], array, column, size, who)
+        for buffer, values in zip(self._buffers, batch):
+            # A new array each time: with JAX a step may still be reading the last one.
+            buffer.set_value(values, borrow=True)
 
-    def _next(self) -> "_Read | None":
-        """Take the next batch from the thread that reads ahead, or read it here."""
-        if self._ahead:
-            return self._ahead.popleft()
-        if self._n_ahead and not isinstance(self._reader, Prefetch):
-            self._reader = Prefetch(self._reader, self._n_ahead)
-        try:
-            if isinstance(self._reader, Prefetch):
-                return next(self._reader, None)
-            self._ahead.extend(next(self._reader, []))
-            return self._ahead.popleft() if self._ahead else None
-        except BaseException:
-            # After an error the next call starts an epoch afresh, so that a fit can go on. An
-            # interrupt does not concern the thread.
-            if not isinstance(self._reader, Prefetch) or self._reader.ended:
-                self._reader = self._read()
-            raise
+    def _end(self) -> StopIteration:
+        """Say that there are no more batches, and return what says so to loops."""
+        message = f"stream {self.name!r} has ended after {self.batches_seen} batches"
+        done, asked = self._fit_steps
+        if done < asked:
+            # StopIteration ends a fit without a word.
+            warnings.warn(
+                f"{message}: {done} of {asked} steps of the fit are done, and the fit stops here. "
+                + (
+                    "The source can be read only once: pass a function that returns a fresh "
+                    "iterator, or files, to read it again."
+                    if self._reader.batches.blocks.one_shot
+                    else "With cycle=True it goes on with another epoch."
+                ),
+                stacklevel=3,
+            )
+        self._at_end = True
+        return StopIteration(f"{message}.")
 
     def _begin_step(self, step: int, n_steps: int) -> None:
         """See to it that step ``step`` (from 0) of a fit of ``n_steps`` finds a new batch."""
         self._fit_steps = (step, n_steps)
+        if step == 0 or not self._cycle:
+            self._say_order()
         if not self._fresh:
             self.advance()
         self._fresh, self._in_fit = False, True
         self._fit_steps = (step + 1, n_steps)
 
-    def _tell_order(self, finding: str) -> None:
-        """Say that batches follow the order of the rows, and what to do about it."""
-        self._order = None  # once is enough
+    def _end_fit(self) -> None:
+        """Let go of what is held for a fit, and say if it has seen a first part of the rows only."""
+        self._reader.release()
+        n_rows = self.total_size or min(self._total_sizes.values(), default=None)
+        if (
+            self._check_order != "ignore"
+            and n_rows is not None
+            and 0 < self.rows_streamed < n_rows
+            and not self._reader.batches.blocks.in_random_order
+        ):
+            warnings.warn(
+                f"stream {self.name!r}: {self.rows_streamed:,} of {n_rows:,.0f} rows were read so far "
+                f"({self.rows_streamed / n_rows:.2g} of an epoch), the first ones in the order of the "
+                "source, which is not known to be random: the posterior is that of a first part of the "
+                "data. Fit for more steps, shuffle the rows first (pre_shuffle), or say with "
+                'check_order="ignore" that they come in random order.',
+                stacklevel=2,
+            )
+
+    def _set_index_bounds(self, bounds: dict[tuple[int, int], tuple[int, str]]) -> None:
+        """Have columns checked that index a parameter: by array and column, its size and name."""
+        if bounds != self._index_bounds:
+            self._index_bounds = bounds
+            for (array, column), (size, who) in bounds.items():
+                values = self._buffers[array].get_value(borrow=True)
+                self._check_index(np.asarray(values), array, column, size, who)
+
+    def _check_index(
+        self, values: np.ndarray, array: int, column: int, size: int, who: str
+    ) -> None:
+        index = values if values.ndim == 1 else values[:, column]
+        if 0 <= index.min() and index.max() < size:
+            return
+        wrong = index[(index < 0) | (index >= size)][0]
+        if self.columns is not None:
+            label = f"column {self.columns[column]!r}"
+        else:
+            label = f"column {column}" + (f" of array {array}" if self._is_tuple else "")
+        raise ValueError(
+            f"stream {self.name!r}, {label}: the value {wrong:.10g} as an index into `{who}`, which has "
+            f"{size} entries along that axis: 0 to {size - 1}. Recode the column, or give `{who}` as "
+            "many entries as there are levels; -1 is pandas' code for a missing value."
+        )
+
+    def _say_order(self) -> None:
+        """Say that batches follow the order of the rows, if they do, and what to do about it."""
+        order = self._order
+        # A warning comes once; an error each time.
+        if order.finding is None or (order.said and self._check_order == "warn"):
+            return
+        if self.batches_seen + 1 < order.batches:  # found in what was read ahead
+            return
+        order.said = True
         message = (
-            f"stream {self.name!r}: {finding}. Such batches stand for a stretch of the data each, "
+            f"stream {self.name!r}: {order.finding}. Such batches stand for a stretch of the data each, "
             "and the fit ends at a wrong posterior. Shuffle the rows on disk "
             'once, source = pre_shuffle(source, "shuffled/", seed=0); or read Parquet files with '
             "shuffle_row_groups=True, into a shuffle_buffer that holds many row groups."
@@ -456,7 +594,7 @@ class StreamingDataset:
             raise StreamOrderWarning(message)
         warnings.warn(message, StreamOrderWarning, stacklevel=3)
 
-    def _claim_total_sizes(self, total_sizes: dict[str, float]) -> None:
+    def _expect_total_sizes(self, total_sizes: dict[str, float]) -> None:
         """Remember what a fit passes as N, to hold it against N as soon as that is known."""
         if self._given is not None:
             total_sizes = {"the StreamingDataset": self._given} | total_sizes
@@ -476,7 +614,7 @@ class StreamingDataset:
                     stacklevel=2,
                 )
 
-    def _learn_n_rows(self, counted: int | None) -> None:
+    def _set_n_rows(self, counted: int | None) -> None:
         """Take N from the first whole epoch, and say so if it is not what was believed."""
         if counted is None or counted == self._n_rows:
             return
@@ -488,28 +626,6 @@ class StreamingDataset:
             )
         self._n_rows = counted
         self._check_total_sizes()
-
-
-class _Read(NamedTuple):
-    """A batch, the rows in an epoch if they are known by then, and what its order shows."""
-
-    batch: list[np.ndarray]
-    epoch_rows: int | None
-    finding: str | None
-
-
-def _read(batches: Batches, order: OrderCheck | None) -> Generator[list[_Read], None, None]:
-    for several in batches:
-        reads = []
-        for batch in several:
-            finding = order.add(batch) if order is not None else None
-            if order is not None and batches.epoch_rows is not None:
-                finding = finding or order.finding()
-                order = None  # every row was looked at
-            if finding is not None:
-                order = None  # once is enough
-            reads.append(_Read(batch, batches.epoch_rows, finding))
-        yield reads
 
 
 def _as_tuples(shape: Any) -> Any:

@@ -19,16 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pymc.streams.batches import Batches
-from pymc.streams.blocks import Blocks
 
 
 def flat(batches):
-    return chain.from_iterable(batches)
+    return (read.batch for read in chain.from_iterable(batches.read()) if read.batch is not None)
 
 
 def make(source, batch_size, *, dtype="float64", preprocess_fn=None, cycle=True):
     return Batches(
-        Blocks(source),
+        source,
         batch_size=batch_size,
         dtype=dtype,
         preprocess_fn=preprocess_fn,
@@ -58,9 +57,10 @@ def test_rows_come_in_order_and_epochs_join_without_a_gap(sizes, batch_size, n_b
 @given(n_rows=st.integers(1, 200), batch_size=st.integers(1, 60))
 def test_without_cycle_whole_batches_of_one_epoch(n_rows, batch_size):
     batches = make(np.arange(n_rows), batch_size, cycle=False)
-    got = [batch[0].copy() for batch in flat(batches)]
+    *reads, end = chain.from_iterable(batches.read())
+    got = [read.batch[0] for read in reads]
     assert len(got) == n_rows // batch_size
-    assert batches.epoch_rows == n_rows
+    assert end == (None, 0, n_rows, n_rows)
     if got:
         np.testing.assert_array_equal(np.concatenate(got), np.arange(len(got) * batch_size))
 

@@ -115,8 +115,8 @@ def test_tables_are_sources(form):
     blocks = Blocks(table(form))
     assert blocks.n_rows == 2
     assert blocks.columns == ("x", "y")
-    for _ in range(2):
-        [block] = blocks
+    for number in range(2):
+        [block] = blocks.epoch(number)
         np.testing.assert_array_equal(block["y"], [1, 2])
 
 
@@ -145,7 +145,7 @@ def test_bad_blocks_are_errors(block, error, match):
 def test_null_in_arrow_names_the_column():
     pa = pytest.importorskip("pyarrow")
     with pytest.raises(ValueError, match="block 0, column 'x': 1 null"):
-        list(Blocks([pa.table({"x": [1, None]})]))
+        list(Blocks([pa.table({"x": [1, None]})]).epoch(0))
 
 
 def test_columns_are_matched_by_name():
@@ -185,29 +185,29 @@ def test_kinds_of_sources():
         lambda: array,
     ):
         for _ in range(2):
-            assert np.concatenate(list(Blocks(source))).tolist() == [0, 1, 2, 3, 4]
-    [block] = Blocks(lambda: table)
+            assert np.concatenate(list(Blocks(source).epoch(0))).tolist() == [0, 1, 2, 3, 4]
+    [block] = Blocks(lambda: table).epoch(0)
     assert list(block) == ["x"]
-    [block] = Blocks(lambda: (array, array))
+    [block] = Blocks(lambda: (array, array)).epoch(0)
     assert len(block) == 2
     one_shot = Blocks(iter(blocks))
     assert one_shot.one_shot
-    assert len(list(one_shot)) == 2
-    assert list(one_shot) == []
+    assert len(list(one_shot.epoch(0))) == 2
+    assert list(one_shot.epoch(1)) == []
 
 
 def test_a_reader_of_record_batches_is_iterated():
     pa = pytest.importorskip("pyarrow")
     batches = [pa.RecordBatch.from_pydict({"x": [i, i]}) for i in range(3)]
     reader = pa.RecordBatchReader.from_batches(batches[0].schema, batches)
-    assert [block["x"].tolist() for block in Blocks(reader)] == [[0, 0], [1, 1], [2, 2]]
+    assert [block["x"].tolist() for block in Blocks(reader).epoch(0)] == [[0, 0], [1, 1], [2, 2]]
 
 
 def test_tuples_as_sources():
     x, y = np.arange(4), np.arange(4) * 10
-    [(one, two)] = Blocks((x, y))
+    [(one, two)] = Blocks((x, y)).epoch(0)
     np.testing.assert_array_equal([one, two], [x, y])
-    blocks = list(Blocks(((x, y), (x, y))))
+    blocks = list(Blocks(((x, y), (x, y))).epoch(0))
     assert len(blocks) == 2
     assert all(isinstance(block, tuple) for block in blocks)
 
@@ -226,12 +226,12 @@ def test_n_rows_of_a_source_must_be_a_size(n_rows):
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: [x], lambda x: {"x": x}])
 def test_masked_values_are_an_error_wherever_they_come_from(wrap):
     with pytest.raises(ValueError, match="masked"):
-        list(Blocks(wrap(np.ma.masked_equal([1.0, 2.0], 2.0))))
+        list(Blocks(wrap(np.ma.masked_equal([1.0, 2.0], 2.0))).epoch(0))
 
 
 def test_a_function_that_returns_no_blocks():
     with pytest.raises(TypeError, match=r"must return an iterable of blocks.*it returned int"):
-        list(Blocks(lambda: 5))
+        list(Blocks(lambda: 5).epoch(0))
 
 
 @pytest.mark.parametrize("source", ["a/path", b"a/path", 3, None])
@@ -249,7 +249,7 @@ def test_slices_of_an_array_are_views(tmp_path):
     path = tmp_path / "rows.npy"
     np.save(path, np.zeros((200_000, 2)))
     memmap = np.load(path, mmap_mode="r+")
-    blocks = list(Blocks(memmap))
+    blocks = list(Blocks(memmap).epoch(0))
     assert len(blocks) > 1
     assert all(np.shares_memory(block, memmap) for block in blocks)
 
@@ -267,4 +267,4 @@ def test_array_likes_are_sliced_not_converted():
             raise AssertionError("loaded whole")
 
     blocks = Blocks(OnDisk())
-    assert blocks.n_rows == sum(map(len, blocks)) == 150_000
+    assert blocks.n_rows == sum(map(len, blocks.epoch(0))) == 150_000

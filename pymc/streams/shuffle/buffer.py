@@ -13,8 +13,9 @@
 #   limitations under the License.
 """Shuffles: a bounded one, in memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+import copy
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ from pymc.streams.blocks import (
     bytes_of,
     check_exact,
     n_rows_of,
+    parts_of,
     positive_int,
 )
+from pymc.streams.position import Seed, random_order, seed_of
 
 __all__ = ["shuffle_buffer"]
 
@@ -55,7 +58,9 @@ class shuffle_buffer:
     batch_size : int
         Rows in a batch, at most ``buffer_size``.
     seed : int, Generator or SeedSequence, optional
-        Seed. Epoch k with the same seed and source always has the same order.
+        Seed. The order of epoch k depends on it, on k, on ``buffer_size`` and on the source's own
+        order, and on nothing else. Iterating the object counts its epochs; a
+        :class:`StreamingDataset` counts its own.
 
     Attributes
     ----------
@@ -63,6 +68,8 @@ class shuffle_buffer:
         The source that is shuffled.
     buffer_size : int
         Rows in the buffer.
+    seed : int
+        The seed as a plain number.
     n_rows : int or None
         Rows in an epoch, where the source tells.
     columns : tuple of str or None
@@ -102,12 +109,11 @@ class shuffle_buffer:
         *,
         buffer_size: int | str,
         batch_size: int,
-        seed: int | np.random.Generator | np.random.SeedSequence | None = None,
+        seed: Seed = None,
     ):
         self.source = source
-        self._blocks = Blocks(source)
+        self._blocks = Blocks(source, numeric=False)
         self.batch_size = positive_int(batch_size, "batch_size")
-        self._opened: Iterable[Block] | None = None
         if isinstance(buffer_size, str):
             if buffer_size.strip().isdigit():
                 raise ValueError(
@@ -125,56 +131,113 @@ class shuffle_buffer:
             )
         self.n_rows = self._blocks.n_rows
         self.columns = self._blocks.columns
-        self._rng = np.random.default_rng(seed)
+        self.seed = seed_of(seed)
+        self._seed_given = seed is not None
+        # A buffer over another one with the same seed draws its own order.
+        self._name = f"shuffle_buffer {_n_buffers_below(source)}"
+        self._next_epoch = 0
 
     def __iter__(self) -> Iterator[Block]:
-        return self._epoch(self._rng.spawn(1)[0], self.batch_size)
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        return _cut(self.read(epoch), self.batch_size)
 
     __call__ = __iter__
+
+    def read(self, epoch: int, start: int = 0) -> Iterator[Block]:
+        """Open an epoch at row ``start``, in blocks of any size, for what cuts batches itself.
+
+        What it gives depends on the source, the seed and the epoch alone.
+        """
+        size = min(self.buffer_size, self.n_rows or self.buffer_size)
+        window, skipped = divmod(start, size)
+        form, filled = None, 0
+        for block in self._blocks.epoch(epoch, window * size):
+            if form is None:
+                form = BlockFormat.of(block)
+                rows = _empty_rows(size, form, form.dtypes)
+            parts, taken = form.split(block), 0
+            if any(part.dtype != rows.dtype[i].base for i, part in enumerate(parts)):
+                rows = _promoted(rows, filled, form, parts)
+            while taken < n_rows_of(block):
+                # Copied at once: a source may write its next block over this one.
+                stop = taken + min(size - filled, n_rows_of(block) - taken)
+                for name, part in zip(rows.dtype.names or (), parts):
+                    rows[name][filled : filled + stop - taken] = part[taken:stop]
+                filled, taken = filled + stop - taken, stop
+                if filled == size:
+                    order = random_order(size, self.seed, self._name, epoch, window)
+                    yield from _drain(rows, form, order[skipped:])
+                    window, skipped, filled = window + 1, 0, 0
+        if form is not None:
+            order = random_order(filled, self.seed, self._name, epoch, window)
+            yield from _drain(rows, form, order[skipped:])
+
+    @property
+    def seekable(self) -> bool:
+        """Whether an epoch can be opened at any row: as the source's can."""
+        return self._blocks.seekable
+
+    @property
+    def in_random_order(self) -> bool:
+        """Whether batches are drawn from all rows, or from pieces in random order."""
+        whole = self.n_rows is not None and self.buffer_size >= self.n_rows
+        return whole or self._blocks.in_random_order
 
     @property
     def gives_checked_blocks(self) -> bool:
         """Whether the values of its blocks were checked before."""
         return self._blocks.checked
 
-    def large_blocks(self) -> Iterator[Block]:
-        """Give one epoch in the same order in larger blocks, for what cuts batches itself."""
-        return self._epoch(self._rng.spawn(1)[0], None)
+    @property
+    def stream_identity(self) -> dict[str, Any]:
+        """What tells a stream of this shuffle from another one, as plain values."""
+        return {
+            "buffer_size": self.buffer_size,
+            "seed": self.seed,
+            "source": self._blocks.identity,
+        }
+
+    def with_seeds_of(self, identity: dict[str, Any]) -> "shuffle_buffer":
+        """Return the same shuffle, with the seeds of an identity where none was given."""
+        other = copy.copy(self)
+        if not self._seed_given:
+            other.seed = identity["seed"]
+        other._blocks = self._blocks.with_seeds_of(identity["source"])
+        return other
 
     def _rows_in(self, n_bytes: int) -> int:
         """Tell how many rows of the source so much memory holds."""
-        # The epoch that is opened for this is the first one: it may be the only one.
-        epoch = iter(self._blocks)
-        first = next(epoch, None)
-        if first is None:
-            raise ValueError("the source has no rows.")
-        self._opened = chain([first], epoch)
-        form = BlockFormat.of(first)
+        form = BlockFormat.of(self._blocks.first())
         order = np.dtype(np.int64)
         return n_bytes // (_empty_rows(0, form, form.dtypes).itemsize + order.itemsize)
 
-    def _epoch(self, rng: np.random.Generator, block_rows: int | None) -> Iterator[Block]:
-        size = min(self.buffer_size, self.n_rows or self.buffer_size)
-        form, filled = None, 0
-        blocks, self._opened = self._opened or self._blocks, None
-        for block in blocks:
-            if form is None:
-                form = BlockFormat.of(block)
-                rows = _empty_rows(size, form, form.dtypes)
-            parts, start = form.split(block), 0
-            if any(part.dtype != rows.dtype[i].base for i, part in enumerate(parts)):
-                rows = _promoted(rows, filled, form, parts)
-            while start < n_rows_of(block):
-                # Copied at once: a source may write its next block over this one.
-                stop = start + min(size - filled, n_rows_of(block) - start)
-                for name, part in zip(rows.dtype.names or (), parts):
-                    rows[name][filled : filled + stop - start] = part[start:stop]
-                filled, start = filled + stop - start, stop
-                if filled == size:
-                    yield from _drain(rows, form, rng, block_rows)
-                    filled = 0
-        if form is not None:
-            yield from _drain(rows[:filled], form, rng, block_rows)
+
+def _n_buffers_below(source: Any) -> int:
+    return 1 + _n_buffers_below(source.source) if isinstance(source, shuffle_buffer) else 0
+
+
+def _cut(blocks: Iterator[Block], n_rows: int) -> Iterator[Block]:
+    """Cut and join blocks into blocks of ``n_rows`` rows; the last one may be shorter."""
+    held: list[Block] = []
+    n_held = 0
+    for block in blocks:
+        form, start = BlockFormat.of(block), 0
+        while start < n_rows_of(block):
+            stop = min(n_rows_of(block), start + n_rows - n_held)
+            held.append(form.join([part[start:stop] for part in parts_of(block)]))
+            n_held, start = n_held + stop - start, stop
+            if n_held == n_rows:
+                yield _joined(held)
+                held, n_held = [], 0
+    if held:
+        yield _joined(held)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    if len(blocks) == 1:
+        return blocks[0]
+    parts = zip(*map(parts_of, blocks))
+    return BlockFormat.of(blocks[0]).join([np.concatenate(part) for part in parts])
 
 
 def _empty_rows(n_rows: int, form: BlockFormat, dtypes: Sequence[np.dtype]) -> np.ndarray:
@@ -201,11 +264,8 @@ def _promoted(
     return promoted
 
 
-def _drain(
-    rows: np.ndarray, form: BlockFormat, rng: np.random.Generator, block_rows: int | None
-) -> Iterator[Block]:
-    block_rows = block_rows or max(1, BLOCK_BYTES // rows.itemsize)
-    order = rng.permutation(len(rows))
-    for start in range(0, len(rows), block_rows):
+def _drain(rows: np.ndarray, form: BlockFormat, order: np.ndarray) -> Iterator[Block]:
+    block_rows = max(1, BLOCK_BYTES // rows.itemsize)
+    for start in range(0, len(order), block_rows):
         taken = rows.take(order[start : start + block_rows])
         yield form.join([taken[name] for name in rows.dtype.names or ()])

@@ -13,6 +13,7 @@
 #   limitations under the License.
 """Sources: rows from files on disk, a row group at a time."""
 
+import copy
 import glob
 import os
 
@@ -24,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from pymc.streams.blocks import arrow_to_numpy, check_exact, check_finite
+from pymc.streams.blocks import arrow_to_numpy, check_exact, check_finite, n_rows_of
+from pymc.streams.position import Seed, checksum, random_order, seed_of
 
 __all__ = ["parquet_source"]
 
@@ -38,6 +40,8 @@ OPEN_ROW_GROUPS = 16
 BUFFER_BYTES = 65_536
 # Files' footers are kept for so many row groups, a few kB each; the others are read again.
 KEPT_FOOTERS = 16_384
+# What a folder that pre_shuffle has written holds.
+MANIFEST = "_manifest.json"
 # Row groups whose statistics are looked at: reading those of thousands takes seconds.
 MAX_RANGES = 512
 
@@ -65,8 +69,9 @@ class parquet_source:
         data together, at no cost. Row groups of more than 16,384 rows are read 16 at a time, a
         slice of each in turn, so that rows of many meet in the buffer whatever their size.
     seed : int, Generator or SeedSequence, optional
-        Seed for the order of the row groups. Epoch k of a source with the same seed and files
-        always has the same order.
+        Seed for the order of the row groups. The order of epoch k depends on it, on k and on the
+        files, and on nothing else. Iterating the object counts its epochs; a
+        :class:`StreamingDataset` counts its own.
     missing : {"raise", "drop"}, default "raise"
         What to do with rows that hold a null, a NaN or an infinite value in one of the columns:
         an error, or leave them out. To leave them out, all rows are read once at construction,
@@ -82,6 +87,8 @@ class parquet_source:
         The columns in the order in which they are read.
     files : tuple of Path
         The files.
+    seed : int
+        The seed as a plain number.
 
     Raises
     ------
@@ -120,7 +127,7 @@ class parquet_source:
         *,
         columns: Sequence[str] | None = None,
         shuffle_row_groups: bool = False,
-        seed: int | np.random.Generator | np.random.SeedSequence | None = None,
+        seed: Seed = None,
         missing: str = "raise",
     ):
         pq = import_parquet("parquet_source")
@@ -138,9 +145,12 @@ class parquet_source:
         self.files = tuple(find_files(self._paths))
         self._stamps = [stamp_of(file) for file in self.files]
         self.shuffle_row_groups = bool(shuffle_row_groups)
-        self._rng = np.random.default_rng(seed)
-        # Row groups as (file number, row group number).
+        self.seed = seed_of(seed)
+        self._seed_given = seed is not None
+        self._next_epoch = 0
+        # Row groups as (file number, row group number), and the rows and bytes in each.
         self._row_groups: list[tuple[int, int]] = []
+        self._sizes: list[tuple[int, int]] = []
         self._footers: dict[int, Any] = {}
         self._last_footer: tuple[int, Any] = -1, None
         self.n_rows = 0
@@ -154,13 +164,16 @@ class parquet_source:
             schema = metadata.schema.to_arrow_schema()
             if columns is None:
                 columns = schema.names
-            elif all_columns and set(schema.names) - set(columns):
+            elif all_columns and set(schema.names) > set(columns):
                 raise ValueError(
                     f"{file}: column(s) {sorted(set(schema.names) - set(columns))} that "
                     f"{self.files[0]} does not have. Name the columns to read with columns=[...]."
                 )
             types.append([_numpy_dtype(schema, name, file) for name in columns])
-            self._row_groups += ((i, group) for group in range(metadata.num_row_groups))
+            for group in range(metadata.num_row_groups):
+                size = metadata.row_group(group)
+                self._row_groups.append((i, group))
+                self._sizes.append((size.num_rows, size.total_byte_size))
             self.n_rows += metadata.num_rows
             if len(self._row_groups) <= KEPT_FOOTERS:
                 self._footers[i] = metadata
@@ -173,13 +186,22 @@ class parquet_source:
         }
         self._drop = missing == "drop"
         self.n_dropped = 0
+        # Rows that are left in each slice of each row group, those of slices without any left out.
+        self._kept: list[list[int]] = []
         if self._drop:
-            kept = sum(len(block[self.columns[0]]) for block in self.in_file_order())
+            for number in range(self.n_row_groups):
+                self._kept.append(list(map(n_rows_of, self._row_group(number, SLICE_ROWS))))
+            kept = sum(map(sum, self._kept))
             if kept == 0:
                 raise ValueError(f"every row at {path} has a missing value in {self.columns}.")
             self.n_rows, self.n_dropped = kept, self.n_rows - kept
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        return self.read(epoch)
+
+    def read(self, epoch: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Open an epoch at row ``start``. What it gives depends on files, seed and epoch alone."""
         changed = set(self.files) ^ set(find_files(self._paths))
         if changed:
             raise RuntimeError(
@@ -187,13 +209,46 @@ class parquet_source:
                 f"made, so that its {self.n_rows} rows are not the data any more. Make a new "
                 "source (and a new model: N has changed)."
             )
-        order = self._row_groups
-        if self.shuffle_row_groups:
-            rng = self._rng.spawn(1)[0]
-            order = [order[i] for i in rng.permutation(len(order))]
-            if self.n_rows > SLICE_ROWS * self.n_row_groups:
-                return self._in_turn(order)
-        return self._epoch(order)
+        if not self.shuffle_row_groups:
+            return self._in_order(range(self.n_row_groups), start)
+        order = random_order(self.n_row_groups, self.seed, "parquet_source", epoch).tolist()
+        if self.n_rows > SLICE_ROWS * self.n_row_groups:
+            return self._in_turn(order, start)
+        return self._in_order(order, start)
+
+    @property
+    def seekable(self) -> bool:
+        """Whether an epoch can be opened at any row."""
+        return True
+
+    @property
+    def in_random_order(self) -> bool:
+        """Whether rows come in large pieces in random order, or were shuffled on disk."""
+        shuffled = all((path / MANIFEST).is_file() for path in self._paths)
+        return self.shuffle_row_groups or shuffled
+
+    @property
+    def stream_identity(self) -> dict[str, Any]:
+        """What tells a stream of this source from another one, as plain values."""
+        sizes = [(i, *size) for (i, _), size in zip(self._row_groups, self._sizes)]
+        names = "\n".join(file.name for file in self.files).encode()
+        return {
+            "n_files": len(self.files),
+            # Not the times of files, which change when they are copied to another machine.
+            "files": checksum([np.frombuffer(names, "u1"), np.array(sizes, np.int64)]),
+            "n_rows": self.n_rows,
+            "columns": list(self.columns),
+            "missing": "drop" if self._drop else "raise",
+            "shuffle_row_groups": self.shuffle_row_groups,
+            "seed": self.seed if self.shuffle_row_groups else None,
+        }
+
+    def with_seeds_of(self, identity: dict[str, Any]) -> "parquet_source":
+        """Return the same source, with the seed of an identity if none was given."""
+        other = copy.copy(self)
+        if not self._seed_given and self.shuffle_row_groups:
+            other.seed = identity["seed"]
+        return other
 
     @property
     def n_row_groups(self) -> int:
@@ -208,7 +263,7 @@ class parquet_source:
 
     def first_rows(self, group: int, n_rows: int) -> dict[str, np.ndarray] | None:
         """Read up to ``n_rows`` first rows of a row group, numbered over all files, if it has any."""
-        return next(self._row_group(*self._row_groups[group], n_rows), None)
+        return next(self._row_group(group, n_rows), None)
 
     def row_group_ranges(self) -> dict[str, list[tuple[Any, Any]]]:
         """Tell minimum and maximum of each column, also of those that are not read, in row groups.
@@ -237,35 +292,54 @@ class parquet_source:
 
     def in_file_order(self) -> Iterator[dict[str, np.ndarray]]:
         """Give one epoch in the order of the files, whatever ``shuffle_row_groups`` says."""
-        return self._epoch(self._row_groups)
+        return self._in_order(range(self.n_row_groups), 0)
 
-    def _epoch(self, order: list[tuple[int, int]]) -> Iterator[dict[str, np.ndarray]]:
-        """Read row groups one after the other."""
-        for i, group in order:
-            yield from self._row_group(i, group, READ_ROWS)
+    def _slices(self, number: int) -> list[int]:
+        """List the rows in each slice of a row group."""
+        if self._drop:
+            return self._kept[number]
+        n_rows = self._sizes[number][0]
+        return [min(SLICE_ROWS, n_rows - start) for start in range(0, n_rows, SLICE_ROWS)]
 
-    def _in_turn(self, order: list[tuple[int, int]]) -> Iterator[dict[str, np.ndarray]]:
-        """Read some row groups at a time, a slice of each in turn."""
-        waiting = (self._row_group(i, group, SLICE_ROWS) for i, group in order)
-        opened = deque(islice(waiting, OPEN_ROW_GROUPS))
+    def _in_order(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Read row groups one after the other, from row ``start`` on."""
+        for number in order:
+            n_rows = sum(self._kept[number]) if self._drop else self._sizes[number][0]
+            if start < n_rows:
+                yield from self._row_group(number, READ_ROWS, start)
+            start = max(0, start - n_rows)
+
+    def _in_turn(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Read some row groups at a time, a slice of each in turn, from row ``start`` on."""
+        # Each opened one with its slices, how many of them are done, and its reader.
+        waiting = ([number, self._slices(number), 0, None] for number in order)
+        opened: deque[list[Any]] = deque(islice(waiting, OPEN_ROW_GROUPS))
         try:
             while opened:
                 group = opened.popleft()
-                block = next(group, None)
-                if block is None:
+                number, slices, done, reader = group
+                if done == len(slices):
                     opened.extendleft(islice(waiting, 1))
-                else:
-                    yield block
-                    opened.append(group)
+                    continue
+                if start < slices[done]:
+                    # What lies before ``start`` is counted, and only read within a row group.
+                    reader = reader or self._row_group(number, SLICE_ROWS, sum(slices[:done]))
+                    block = next(reader)
+                    yield {name: values[start:] for name, values in block.items()}
+                start = max(0, start - slices[done])
+                group[2:] = done + 1, reader
+                opened.append(group)
         finally:
-            for group in opened:
-                group.close()
+            for *_, reader in opened:
+                if reader is not None:
+                    reader.close()
 
     def _row_group(
-        self, i: int, group: int, n_rows: int
+        self, number: int, n_rows: int, start: int = 0
     ) -> Generator[dict[str, np.ndarray], None, None]:
-        """Read a row group, ``n_rows`` at a time."""
+        """Read a row group, numbered over all files, ``n_rows`` at a time, from row ``start`` on."""
         pq = import_parquet("parquet_source")
+        i, group = self._row_groups[number]
         where = f"{self.files[i]}, row group {group}"
         try:
             self._check_unchanged(i)
@@ -276,16 +350,25 @@ class parquet_source:
                 for batch in reader.iter_batches(
                     n_rows, row_groups=[group], columns=list(self.columns), use_threads=False
                 ):
+                    if not self._drop and start >= batch.num_rows:
+                        start -= batch.num_rows
+                        continue
                     block = self._block(batch, where)
-                    if len(block[self.columns[0]]):
-                        yield block
+                    n_kept = n_rows_of(block)
+                    if start < n_kept:
+                        yield {name: values[start:] for name, values in block.items()}
+                    start = max(0, start - n_kept)
         except OSError as error:
             raise OSError(f"{where}: could not be read: {error}") from error
 
     def _footer(self, i: int) -> Any:
-        if i not in self._footers and self._last_footer[0] != i:
-            self._last_footer = i, import_parquet("parquet_source").read_metadata(self.files[i])
-        return self._footers.get(i, self._last_footer[1])
+        if i in self._footers:
+            return self._footers[i]
+        last = self._last_footer  # looked at once: other threads replace it
+        if last[0] != i:
+            last = i, import_parquet("parquet_source").read_metadata(self.files[i])
+            self._last_footer = last
+        return last[1]
 
     def _check_unchanged(self, i: int) -> None:
         if stamp_of(self.files[i]) != self._stamps[i]:

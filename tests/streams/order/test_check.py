@@ -109,8 +109,8 @@ ORDERED = [
 def warnings_of_an_epoch(source, batch_size):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ds = StreamingDataset(source, batch_size=batch_size, cycle=False)
-        for _ in range(ds.total_size // batch_size):
+        ds = StreamingDataset(source, batch_size=batch_size)
+        for _ in range(ds.total_size // batch_size + 1):
             ds.advance()
     assert all(isinstance(warning.message, StreamOrderWarning) for warning in caught)
     return [str(warning.message) for warning in caught]
