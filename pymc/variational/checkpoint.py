@@ -19,6 +19,7 @@ opening it runs no code. It is written aside and then renamed, so that it is alw
 
 import copy
 import json
+import logging
 import os
 import time
 
@@ -36,6 +37,8 @@ import pymc
 
 from pymc.variational.checkpoint_identity import differences, identify
 from pymc.variational.stream_checks import streams_behind
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 WAY_OUT = "Delete the file to start over, or pass another path as checkpoint."
@@ -161,7 +164,7 @@ class Checkpoint:
         return end
 
     def _end_call(self, end: int, done_before: int) -> None:
-        self._inference.hist = self.step.hist.copy()
+        self._inference.hist = self._inference.approx.hist = self.step.hist.copy()
         done = self.step.done
         ends_now = self._calls == len(self._ends) and (self._stopped or done >= end)
         if ends_now:
@@ -173,14 +176,15 @@ class Checkpoint:
 
     def after_step(self, approx: Any, losses: Any, i: int) -> None:
         """Call the callbacks, and write the file if it is time: a callback of ``pm.fit``."""
-        if losses is not None:  # of the whole call, not only since the last restart
-            losses = self.step.hist[-(self.step.done - self._call_start) :]
-        try:
-            for callback in self._callbacks:
-                callback(approx, losses, i)
-        except StopIteration:
-            self._stopped = True
-            raise
+        if self._callbacks:
+            if losses is not None:  # of the whole call, not only since the last restart
+                losses = self.step.hist[self._call_start - self.step.done :]
+            try:
+                for callback in self._callbacks:
+                    callback(approx, losses, i)
+            except StopIteration:
+                self._stopped = True
+                raise
         if time.monotonic() >= self._next_write:
             self._write()
 
@@ -236,6 +240,7 @@ class Checkpoint:
         self._ends = [(end, stopped) for end, stopped in header["ends"]]
         self.step.done = header["steps"]
         self.step.hist = arrays["hist"]
+        _log.info(f"{self._path}: {self.step.done:,d} steps are done.")
 
 
 class _CountedStep:
@@ -244,24 +249,30 @@ class _CountedStep:
     def __init__(self, function: Any, score: bool):
         self._function = function
         self._score = score
+        self._losses = np.empty(0)
+        self._n_losses = 0
         self.done = 0
         self.whole = True  # False in the middle of a step
-        self.hist = np.empty(0)
+
+    @property
+    def hist(self) -> np.ndarray:
+        return self._losses[: self._n_losses]
+
+    @hist.setter
+    def hist(self, losses: np.ndarray) -> None:
+        self._losses, self._n_losses = losses, len(losses)
 
     def make_room(self, n: int) -> None:
         """Make room for the losses of ``n`` steps."""
-        hist = self.hist
-        self._losses = np.empty(len(hist) + (n if self._score else 0))
-        self.hist = self._losses[: len(hist)]
-        self.hist[:] = hist
+        if self._score:
+            self._losses = np.concatenate([self.hist, np.empty(n)])
 
     def __call__(self) -> Any:
         self.whole = False
         loss = self._function()
         if self._score:
-            n = len(self.hist)
-            self._losses[n] = loss
-            self.hist = self._losses[: n + 1]
+            self._losses[self._n_losses] = loss
+            self._n_losses += 1
         self.done += 1
         self.whole = True
         return loss
