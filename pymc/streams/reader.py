@@ -42,7 +42,7 @@ class Reader:
     Parameters
     ----------
     batches : Batches
-        What is read. Its first batch is read at construction, so that what is wrong is said then.
+        What is read.
     name : str
         What messages call the stream.
     prefetch : int or None
@@ -56,8 +56,6 @@ class Reader:
         The epoch, and the row in it, that the next batch begins with.
     batches_seen : int
         Batches that were taken.
-    first : Read
-        The first batch, or the end of a stream that has none.
     """
 
     def __init__(self, batches: Batches, name: str, prefetch: int | None, watch: Watch):
@@ -73,11 +71,14 @@ class Reader:
         # What gives the batches from the position on, and the next one, once it was looked at.
         self._reads: Prefetch | Generator[Read, None, None] | None = None
         self._next: Read | None = None
+
+    def first(self) -> Read:
+        """Read the first batch, before any is taken, without keeping what it is read with."""
         reads = self._open()
         some = next(reads)
-        self.first = some[0]
         if not self.batches.blocks.seekable:
             self._reads = self._ahead_of(_chained(some, reads))
+        return some[0]
 
     def peek(self) -> Read:
         """Return the next batch, the same one until it is taken."""
@@ -105,6 +106,9 @@ class Reader:
 
         What cannot be opened in the middle keeps its batches and its place.
         """
+        if self._last is not None:
+            # Batches are cut from larger arrays, which a view would keep.
+            self._last = [values.copy("K") for values in self._last]
         if self.batches.blocks.seekable:
             self._drop()
         elif isinstance(self._reads, Prefetch):

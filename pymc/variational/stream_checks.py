@@ -11,9 +11,7 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
-"""What keeps a model with streams from a wrong posterior: checks before a fit, and refusals."""
-
-import warnings
+"""What a model with streams must be like for its posterior to be right: checked before a fit."""
 
 from typing import Any
 
@@ -22,11 +20,13 @@ import numpy as np
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor import NoneConst
-from pytensor.tensor.sharedvar import TensorSharedVariable
 
 from pymc.data import MinibatchOp
 from pymc.pytensorf import constant_fold
 from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
+from pymc.variational.stream_index import check_indices
+from pymc.variational.stream_refusals import by_value, streams_behind
+from pymc.variational.stream_rows import ONE_SOURCE, check_rows
 from pymc.variational.streaming import StreamingDataset
 
 
@@ -41,15 +41,18 @@ def check_streams(model: Any) -> list[StreamingDataset]:
     Raises
     ------
     ValueError
-        If an observed variable uses a stream without ``total_size``, or meets rows of a stream
-        with rows from elsewhere.
+        If an observed variable uses a stream without ``total_size``, meets rows of a stream with
+        rows from elsewhere, or is no likelihood of independent rows; if the prior of a free
+        variable depends on a stream.
 
     Warns
     -----
     UserWarning
         If ``total_size`` is not the number of rows of the stream.
     """
-    claims: dict[StreamingDataset, dict[str, float]] = {}
+    _check_free_variables(model)
+    observed: dict[Variable, StreamingDataset] = {}
+    expected: dict[StreamingDataset, dict[str, float]] = {}
     for rv in model.observed_RVs:
         value = model.rvs_to_values[rv]
         behind = list(ancestors([rv, value]))
@@ -57,7 +60,8 @@ def check_streams(model: Any) -> list[StreamingDataset]:
         if not streams:
             continue
         stream = streams[0]
-        _check_rows_match(model, rv, value, behind, streams)
+        _check_one_source(rv, value, behind, streams)
+        observed[rv] = stream
         scaled = isinstance(rv.owner.op, MinibatchRandomVariable)
         total_sizes = rv.owner.inputs[1:] if scaled else []
         if all(NoneConst.equals(size) for size in total_sizes):
@@ -73,31 +77,40 @@ def check_streams(model: Any) -> list[StreamingDataset]:
                     "tell it."
                 )
             )
-        claim = claims.setdefault(stream, {})
+        sizes = expected.setdefault(stream, {})
         [scale] = constant_fold([get_scaling(total_sizes, value.shape)], raise_not_constant=False)
         if not isinstance(scale, Variable):
-            claim[f"observed variable `{rv.name}`"] = float(scale) * stream.batch_size
-    for stream, claim in claims.items():
-        stream._expect_total_sizes(claim)
-    return list(claims)
+            sizes[f"observed variable `{rv.name}`"] = float(scale) * stream.batch_size
+    potentials = [term for term in model.potentials if streams_behind(ancestors([term]))]
+    streams = dict.fromkeys([*expected, *streams_behind(ancestors(potentials))])
+    check_indices(model, [*observed, *potentials], list(streams))
+    if observed:
+        check_rows(model, observed)
+    for stream, sizes in expected.items():
+        stream._expect_total_sizes(sizes)
+    return list(expected)
 
 
-def _check_rows_match(
-    model: Any,
-    rv: Variable,
-    value: Variable,
-    behind: list[Variable],
-    streams: list[StreamingDataset],
+def _check_free_variables(model: Any) -> None:
+    for rv in model.free_RVs:
+        for stream in streams_behind(by_value(rv)):
+            raise ValueError(
+                f"free variable `{rv.name}` depends on the stream {stream.name!r}: each step it "
+                f"would be the variable of the {stream.batch_size} rows that happen to be in the "
+                "buffer, and its prior counts once a step, not once a row. Let its prior depend on "
+                "parameters alone, with an entry for each group of rows that a column looks up: "
+                "effect[group]; or integrate it out."
+            )
+
+
+def _check_one_source(
+    rv: Variable, value: Variable, behind: list[Variable], streams: list[StreamingDataset]
 ) -> None:
-    one_source = (
-        "Stream all that a likelihood needs from one source: columns of one table, or blocks that "
-        "are tuples of arrays."
-    )
     if len(streams) > 1:
         names = ", ".join(repr(stream.name) for stream in streams)
         raise ValueError(
             f"observed variable `{rv.name}` uses {len(streams)} streams ({names}): they drift apart, "
-            f"so that rows of one meet rows of another. {one_source}"
+            f"so that rows of one meet rows of another. {ONE_SOURCE}"
         )
     in_memory = [
         variable
@@ -109,64 +122,13 @@ def _check_rows_match(
     if in_memory:
         raise ValueError(
             f"observed variable `{rv.name}` uses the stream {streams[0].name!r} and an in-memory "
-            f"pm.Minibatch, which draws other rows. {one_source}"
+            f"pm.Minibatch, which draws other rows. {ONE_SOURCE}"
         )
     # A constant is fine (the "ones trick"); labels that stay while the features move are not.
-    if not streams_behind(list(ancestors([value]))) and not (
+    if not streams_behind(ancestors([value])) and not (
         isinstance(value, Constant) and np.all(value.data == value.data.flat[0])
     ):
         raise ValueError(
             f"observed variable `{rv.name}` is computed from the stream {streams[0].name!r}, but its "
-            f"observed data do not stream: they stay the same while the rows change. {one_source}"
+            f"observed data do not stream: they stay the same while the rows change. {ONE_SOURCE}"
         )
-    # The other way round it could also be a vector that happens to be as long as a batch.
-    others = [other for other in model.basic_RVs if other is not rv]
-    for variable in ancestors([rv], blockers=others):
-        if variable not in others and _has_a_row_each(variable, streams[0].batch_size):
-            warnings.warn(
-                f"observed variable `{rv.name}`: an array of {streams[0].batch_size} rows, as many as "
-                f"a batch of stream {streams[0].name!r} has, stays the same while the rows of the "
-                f"stream change. {one_source}",
-                stacklevel=2,
-            )
-            return
-
-
-def _has_a_row_each(variable: Variable, batch_size: int) -> bool:
-    """Tell whether a variable holds fixed data that differ along a first axis of ``batch_size``."""
-    if isinstance(variable, Constant):
-        data = variable.data
-    elif isinstance(variable, TensorSharedVariable) and not streams_behind([variable]):
-        data = variable.get_value(borrow=True)
-    else:
-        return False
-    shape = np.shape(data)
-    return len(shape) > 0 and shape[0] == batch_size > 1 and bool(np.any(data != data[:1]))
-
-
-def refuse_streams(model: Any, what: str) -> None:
-    """Refuse to run ``what`` on a model that observes a stream: it would see one batch only.
-
-    Raises
-    ------
-    ValueError
-        If an observed variable or a potential uses a stream.
-    """
-    for variable in (*model.observed_RVs, *model.potentials):
-        value = model.rvs_to_values.get(variable, variable)
-        for stream in streams_behind(list(ancestors([variable, value]))):
-            raise ValueError(
-                f"{what} on a model whose `{variable.name}` uses the stream {stream.name!r}: it "
-                f"would take the {stream.batch_size} rows that happen to be in the buffer for all "
-                f"the data. Use pm.fit, or {what} on data in memory."
-            )
-
-
-def is_streamed(value: Variable | None) -> bool:
-    """Tell whether the value of an observed variable is one batch of a stream."""
-    return value is not None and bool(streams_behind(list(ancestors([value]))))
-
-
-def streams_behind(variables: list[Variable]) -> list[StreamingDataset]:
-    tagged = (getattr(variable.tag, "stream", None) for variable in variables)
-    return list(dict.fromkeys(stream for stream in tagged if stream is not None))

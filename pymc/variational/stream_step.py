@@ -24,7 +24,8 @@ from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.traversal import ancestors
 from pytensor.link.numba.linker import NumbaLinker
 
-from pymc.variational.stream_checks import check_streams, streams_behind
+from pymc.variational.stream_checks import check_streams
+from pymc.variational.stream_refusals import streams_behind
 from pymc.variational.streaming import StreamingDataset
 
 
@@ -94,14 +95,16 @@ def streams_of(step_function: Any, model: Any) -> Iterator[list[StreamingDataset
     Warns
     -----
     UserWarning
-        If a stream is not behind an observed variable, whose ``total_size`` would scale it; at the
-        end, if a stream whose order is not known to be random has given a part of an epoch only.
+        If a stream enters the model other than through an observed variable, whose
+        ``total_size`` would scale it; at the end, if a stream whose order is not known to be random
+        has given a part of an epoch only.
     """
     streams = streams_behind(step_function.get_shared())
     values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
-    scaled = streams_behind(list(ancestors([*model.observed_RVs, *values])))
+    scaled = streams_behind(ancestors([*model.observed_RVs, *values]))
+    potentials = streams_behind(ancestors(model.potentials))
     for stream in streams:
-        if stream not in scaled:
+        if stream not in scaled or stream in potentials:
             warnings.warn(
                 f"stream {stream.name!r} enters the model other than through an observed variable "
                 "(a Potential, say), so that total_size does not scale its log-likelihood: "

@@ -252,7 +252,7 @@ class StreamingDataset:
         # The first batch is read now, so that what is wrong with the source is said now, and the
         # buffer never holds made-up numbers. It counts as seen when it is loaded.
         self._reader = Reader(batches, name, prefetch, self._order.follow)
-        first = self._reader.first
+        first = self._reader.first()
         if first.batch is None:
             raise ValueError(
                 f"the source has {first.epoch_rows} rows, fewer than one batch of "
@@ -261,7 +261,7 @@ class StreamingDataset:
         self._buffers: list[TensorSharedVariable] = []
         for i, values in enumerate(first.batch):
             label = f"{name}.{i}" if self._is_tuple else name
-            buffer = pytensor.shared(values, name=label, shape=values.shape, borrow=True)
+            buffer = pytensor.shared(values.copy("K"), name=label, shape=values.shape, borrow=True)
             buffer.tag.stream = self  # how pm.fit finds the streams that a model uses
             self._buffers.append(buffer)
         # Whether no step has used the loaded batch yet: pm.fit then uses it before it loads one.
@@ -272,6 +272,7 @@ class StreamingDataset:
         self._closed = self._at_end = False
         # Sizes and names of what the model indexes by a column, by array and column of the buffer.
         self._index_bounds: dict[tuple[int, int], tuple[int, str]] = {}
+        self._computed_indices: Sequence[Callable[[], None]] = ()
         # N as far as it is known, and what is passed as N, by whom.
         self._n_rows = batches.blocks.n_rows
         self._given: int | None = None
@@ -486,11 +487,16 @@ class StreamingDataset:
         self._reader.close()
 
     def _load(self, batch: list[np.ndarray]) -> None:
-        for (array, column), (size, who) in self._index_bounds.items():
-            self._check_index(batch[array], array, column, size, who)
+        self._check_indices(batch)
         for buffer, values in zip(self._buffers, batch):
             # A new array each time: with JAX a step may still be reading the last one.
             buffer.set_value(values, borrow=True)
+        for check in self._computed_indices:
+            check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled functions stay behind: each fit makes its own.
+        return self.__dict__ | {"_computed_indices": ()}
 
     def _end(self) -> StopIteration:
         """Say that there are no more batches, and return what says so to loops."""
@@ -524,6 +530,9 @@ class StreamingDataset:
     def _end_fit(self) -> None:
         """Let go of what is held for a fit, and say if it has seen a first part of the rows only."""
         self._reader.release()
+        for buffer in self._buffers:
+            # A copy: batches are cut from larger arrays.
+            buffer.set_value(np.asarray(buffer.get_value(borrow=True)).copy("K"), borrow=True)
         n_rows = self.total_size or min(self._total_sizes.values(), default=None)
         if (
             self._check_order != "ignore"
@@ -540,20 +549,35 @@ class StreamingDataset:
                 stacklevel=2,
             )
 
-    def _set_index_bounds(self, bounds: dict[tuple[int, int], tuple[int, str]]) -> None:
-        """Have columns checked that index a parameter: by array and column, its size and name."""
-        if bounds != self._index_bounds:
-            self._index_bounds = bounds
-            for (array, column), (size, who) in bounds.items():
-                values = self._buffers[array].get_value(borrow=True)
-                self._check_index(np.asarray(values), array, column, size, who)
-
-    def _check_index(
-        self, values: np.ndarray, array: int, column: int, size: int, who: str
+    def _set_index_bounds(
+        self,
+        bounds: dict[tuple[int, int], tuple[int, str]],
+        computed: Sequence[Callable[[], None]] = (),
     ) -> None:
-        index = values if values.ndim == 1 else values[:, column]
-        if 0 <= index.min() and index.max() < size:
-            return
+        """Have indices into parameters checked in each batch, and in the one that is loaded.
+
+        Parameters
+        ----------
+        bounds : dict
+            By array and column of the buffer, entries and name of what a column is an index into.
+        computed : sequence of callable
+            What checks indices that are computed from the buffer.
+        """
+        self._index_bounds, self._computed_indices = bounds, computed
+        values = [np.asarray(buffer.get_value(borrow=True)) for buffer in self._buffers]
+        self._check_indices(values)
+        for check in computed:
+            check()
+
+    def _check_indices(self, batch: list[np.ndarray]) -> None:
+        for (array, column), (size, who) in self._index_bounds.items():
+            index = batch[array].reshape(self.batch_size, -1)[:, column]
+            if not (0 <= index.min() and index.max() < size):
+                self._refuse_index(index, array, column, size, who)
+
+    def _refuse_index(
+        self, index: np.ndarray, array: int, column: int, size: int, who: str
+    ) -> None:
         wrong = index[(index < 0) | (index >= size)][0]
         if self.columns is not None:
             label = f"column {self.columns[column]!r}"

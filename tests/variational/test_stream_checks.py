@@ -47,14 +47,13 @@ fit_kwargs = {"progressbar": False, "random_seed": 1}
 
 @pytest.mark.parametrize("total_size", [None, 0])
 def test_missing_total_size_is_an_error(total_size):
-    """S3: it names the variable and the value."""
+    """It names the variable and the value."""
     with model_of(numbered(), total_size=total_size):
         with pytest.raises(ValueError, match=r"`y` uses the stream 'stream' .*total_size=1000\."):
             pm.fit(5, **fit_kwargs)
 
 
 def test_missing_total_size_that_nobody_knows_is_an_error():
-    """S3."""
     ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
     with model_of(ds), pytest.raises(ValueError, match=r"`y`.*total_size=N, .*does not tell it"):
         pm.fit(5, **fit_kwargs)
@@ -62,7 +61,6 @@ def test_missing_total_size_that_nobody_knows_is_an_error():
 
 @pytest.mark.parametrize("total_size", [100, [100, ...], (100, None)])
 def test_wrong_total_size_is_said_before_the_first_step(total_size):
-    """S4."""
     ds = StreamingDataset(np.zeros((1000, 2)), batch_size=10)
     with model_of(ds, total_size=total_size):
         with pytest.warns(UserWarning, match=r"total_size=100 \(.*`y`\).* 1000\..*total_size=1000"):
@@ -70,7 +68,6 @@ def test_wrong_total_size_is_said_before_the_first_step(total_size):
 
 
 def test_wrong_total_size_is_said_after_one_epoch():
-    """S4."""
     ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
     with model_of(ds, total_size=30):
         pm.fit(2, **fit_kwargs)
@@ -90,7 +87,7 @@ def test_wrong_total_size_is_said_after_one_epoch():
     ],
 )
 def test_total_size_counts_rows_whatever_the_shape(reshape, total_size, counts):
-    """S4: what counts is the factor on the log-likelihood, N / batch_size."""
+    """What counts is the factor on the log-likelihood, N / batch_size."""
     ds = StreamingDataset(np.zeros((1000, 4)), batch_size=10)
     buf = ds.as_tensor()
     observed = {"T": buf.T, "flatten": buf.flatten(), "none": buf}[reshape]
@@ -106,7 +103,7 @@ def test_total_size_counts_rows_whatever_the_shape(reshape, total_size, counts):
 
 
 def test_a_mended_total_size_is_not_said_again():
-    """S4: what the last model passed does not outlive it."""
+    """What the last model passed does not outlive it."""
     ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
     with pm.Model():
         pm.Normal("wrong", pm.Normal("mu"), 1, observed=ds.as_tensor(), total_size=30)
@@ -127,6 +124,21 @@ def test_a_stream_that_another_model_scales_is_still_said():
             pm.fit(1, **fit_kwargs)
 
 
+@pytest.mark.parametrize("of", ["the rows", "the parameters"])
+def test_a_potential_beside_an_observed_variable_is_said(of):
+    ds = numbered(check_order="ignore")
+    with model_of(ds) as model:
+        term = ds.as_tensor().sum() if of == "the rows" else pt.zeros(())
+        pm.Potential("p", model["mu"] * term)
+        if of == "the rows":
+            with pytest.warns(UserWarning, match="'stream' enters .*Potential.*N / 10 yourself"):
+                pm.fit(1, **fit_kwargs)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                pm.fit(1, **fit_kwargs)
+
+
 def test_right_total_size_is_silent(fail_on_warning):
     ds = StreamingDataset(lambda: [np.zeros(20)], batch_size=10)
     for total_size in (20, np.int64(20), [20]):
@@ -137,7 +149,6 @@ def test_right_total_size_is_silent(fail_on_warning):
 
 
 def test_two_streams_in_one_likelihood_are_refused():
-    """S8."""
     with pm.Model():
         b = pm.Normal("b")
         x, y = numbered(name="features"), numbered(name="labels")
@@ -147,7 +158,6 @@ def test_two_streams_in_one_likelihood_are_refused():
 
 
 def test_a_stream_and_an_in_memory_minibatch_are_refused():
-    """S8."""
     with pm.Model():
         b = pm.Normal("b")
         y = pm.Minibatch(np.arange(1000, dtype=pytensor.config.floatX), batch_size=10)
@@ -158,7 +168,6 @@ def test_a_stream_and_an_in_memory_minibatch_are_refused():
 
 @pytest.mark.parametrize("data", ["constant", "pm.Data"])
 def test_labels_that_stay_while_features_move_are_refused(data):
-    """S8."""
     labels = np.arange(10.0)
     with pm.Model():
         b = pm.Normal("b")
@@ -169,14 +178,13 @@ def test_labels_that_stay_while_features_move_are_refused(data):
 
 
 @pytest.mark.parametrize("data", ["constant", "pm.Data"])
-def test_features_that_stay_while_labels_move_are_said(data):
-    """S8: said, not refused, since a vector may be as long as a batch by chance."""
+def test_features_that_stay_while_labels_move_are_refused(data):
     features = np.arange(10.0)
     with pm.Model():
         b = pm.Normal("b", np.arange(3.0), 1, shape=3)
         x = pm.Data("x", features) if data == "pm.Data" else features
         pm.Normal("y", b[0] * x, 1, observed=numbered().as_tensor(), total_size=1000)
-        with pytest.warns(UserWarning, match="`y`: an array of 10 rows, .* stays the same"):
+        with pytest.raises(ValueError, match=r"`y`: .*An array .*10 entries, .* stays the same"):
             pm.fit(1, **fit_kwargs)
 
 
@@ -202,7 +210,7 @@ def test_ones_trick_is_allowed():
 @pytest.mark.parametrize("passed", ["no callback", "fit_callback", "advance"])
 @pytest.mark.parametrize("n", [8, 20])
 def test_a_one_shot_iterator_that_runs_dry(n, passed, score):
-    """S9: the fit stops, says so, and keeps what it has."""
+    """The fit stops, says so, and keeps what it has."""
     ds = StreamingDataset((np.zeros(10) for _ in range(5)), batch_size=10)
     callbacks = {
         "no callback": [],
@@ -226,51 +234,98 @@ def test_a_one_shot_iterator_that_lasts_is_silent(fail_on_warning):
     assert len(approx.hist) == 5
 
 
-quick = {"draws": 2, "chains": 1, "progressbar": False, "random_seed": 1}
+TABLE = {"g": np.arange(1000) % 5, "h": np.arange(1000) % 7, "y": np.zeros(1000)}
 
 
-def sampled_model_of(ds, potential=False):
-    with pm.Model() as model:
-        mu = pm.Normal("mu", 0, 10)
-        if potential:
-            pm.Potential("y", -((ds.as_tensor() - mu) ** 2).sum())
-        else:
-            pm.Normal("y", mu, 1, observed=ds.as_tensor(), total_size=ds.total_size)
-        pm.Normal("in_memory", mu, 1, observed=np.array([1.0, 2.0]))
-    return model
-
-
-@pytest.mark.parametrize("potential", [False, True])
 @pytest.mark.parametrize(
-    ("what", "call"),
+    ("lookup", "bounds"),
     [
-        ("pm.sample", lambda: pm.sample(tune=2, **quick)),
-        ("pm.sample_smc", lambda: pm.sample_smc(**quick)),
-        ("pm.find_MAP", lambda: pm.find_MAP(progressbar=False, jitter=False)),
+        (lambda effect, ds: effect[ds["g"], 0], {(0, 0): (5, "effect")}),
+        (
+            lambda effect, ds: effect[ds["g"], ds["h"]],
+            {(0, 0): (5, "effect"), (0, 1): (8, "effect")},
+        ),
+        (lambda effect, ds: effect[ds.as_tensor()[:, 0].astype(int), 0], {(0, 0): (5, "effect")}),
+        (lambda effect, ds: pt.take(effect, ds["h"], axis=1)[0], {(0, 1): (8, "effect")}),
+        (lambda effect, ds: effect[0][ds["h"]] + effect[0, 1:][ds["h"]], {(0, 1): (7, "effect")}),
+        (
+            lambda effect, ds: effect[0][ds.as_tensor()[:, :2].astype(int)].sum(1),
+            {(0, 0): (8, "effect"), (0, 1): (8, "effect")},
+        ),
+        # Computed from a column: the column itself may be anything.
+        (lambda effect, ds: effect[0, ds["g"] - 1] + effect[0, ds["h"] % 5], {}),
+        (lambda effect, ds: effect[pt.clip(ds["h"], 0, 4), 0], {}),
+        (lambda effect, ds: pt.switch(ds["g"] > 0, effect[ds["g"] - 1, 0], 0), {}),
     ],
 )
-def test_one_batch_is_not_sampled_as_if_it_were_the_data(what, call, potential):
-    """S11."""
-    ds = StreamingDataset(np.zeros(1000), batch_size=10, name="rows")
-    with sampled_model_of(ds, potential):
-        with pytest.raises(ValueError, match=f"{what} .*`y` uses the stream 'rows'.* 10 rows"):
-            call()
+def test_columns_that_are_indices_have_bounds(lookup, bounds):
+    ds = StreamingDataset(lambda: [TABLE], batch_size=10, total_size=1000, check_order="ignore")
+    with pm.Model() as model:
+        effect = pm.HalfNormal("effect", shape=(5, 8))
+        pm.Normal("y", lookup(effect, ds), 1, observed=ds["y"], total_size=1000)
+    check_streams(model)
+    assert ds._index_bounds == bounds
 
 
-def test_the_result_of_a_fit_does_not_show_one_batch_as_the_data():
-    """S13: left out; what is in memory is shown."""
-    ds = StreamingDataset(np.arange(1000), batch_size=10)
-    with sampled_model_of(ds):
-        result = pm.fit(3, progressbar=False, random_seed=1).sample(5, random_seed=1)
-    assert list(result.observed_data) == ["in_memory"]
-    assert result.posterior["mu"].sizes["draw"] == 5
-
-
-def test_a_result_of_nothing_but_a_stream_has_no_observed_data():
-    """S13."""
-    batch = pm.Minibatch(lambda: [np.arange(100.0)], batch_size=10)
+@pytest.mark.parametrize("wrong", [7, -7])
+@pytest.mark.parametrize("in_first_batch", [True, False])
+def test_an_index_that_is_computed_is_checked_too(wrong, in_first_batch):
+    group = np.arange(100) % 5 + 1
+    group[5 if in_first_batch else 57] = wrong
+    rows = {"g": group, "y": np.zeros(100)}
+    ds = StreamingDataset(rows, batch_size=10, name="rows", check_order="ignore")
     with pm.Model():
-        mu = pm.Normal("mu", 0, 10)
-        pm.Normal("y", mu, 1, observed=batch, total_size=100)
-        result = pm.fit(3, progressbar=False, random_seed=1).sample(5, random_seed=1)
-    assert list(result.observed_data) == []
+        effect = pm.Normal("effect", shape=5)
+        pm.Normal("y", effect[ds["g"] - 1], 1, observed=ds["y"], total_size=100)
+        with pytest.raises(ValueError, match=rf"'rows'.* {wrong - 1} as an index into `effect`"):
+            pm.fit(10, **fit_kwargs)
+    assert ds.batches_seen == (0 if in_first_batch else 5)
+
+
+def test_an_index_without_an_entry_stops_a_fit():
+    """Five levels, one key in twenty at 7: without a check, means of other memory."""
+    rng = np.random.default_rng(1)
+    group = np.where(rng.random(2000) < 0.05, 7, rng.integers(5, size=2000))
+    rows = {"g": group, "y": group + rng.normal(size=2000)}
+    with pm.Model():
+        ds = StreamingDataset(rows, batch_size=100)
+        effect = pm.Normal("effect", 0, 10, shape=5)
+        pm.Normal("y", effect[ds["g"]], 1, observed=ds["y"], total_size=2000)
+        with pytest.raises(ValueError, match=r"column 'g': the value 7 as an index into `effect`"):
+            pm.fit(10, **fit_kwargs)
+
+
+def test_bounds_of_tuple_blocks_and_of_the_last_model():
+    pixels, levels = np.zeros((100, 300), dtype="uint8"), np.arange(100, dtype="uint8") % 5
+    ds = StreamingDataset(
+        lambda: [(pixels, levels)], batch_size=10, dtype="uint8", check_order="ignore"
+    )
+    x, g = ds.as_tensor()
+    for index, size, place in ((g, 5, (1, 0)), (x[:, 299], 7, (0, 299))):
+        with pm.Model() as model:
+            effect = pm.Normal("effect", shape=size)
+            pm.Normal("y", effect[index], 1, observed=x[:, 0], total_size=100)
+        check_streams(model)
+        assert ds._index_bounds == {place: (size, "effect")}
+
+
+def test_a_mask_in_the_log_density_gives_the_scale_of_the_rows_that_count():
+    """Over the batches of an epoch, the log-likelihood is on average that of the rows to keep."""
+    rng = np.random.default_rng(1)
+    counts = rng.poisson(1.0, size=600)
+
+    def masked(value, mu, keep):
+        return pt.where(keep, pm.logp(pm.Poisson.dist(mu), value), 0.0)
+
+    ds = StreamingDataset(lambda: [{"count": counts}], batch_size=10, total_size=600)
+    with pm.Model() as model:
+        mu = pm.HalfNormal("mu")
+        count = ds["count"]
+        pm.CustomDist("y", mu, count > 0, logp=masked, observed=count, total_size=600)
+    check_streams(model)
+    logp, point = model.compile_logp(vars=[model["y"]]), model.initial_point()
+    streamed = [logp(point) for _ in range(60) if ds.advance() is None]
+    with pm.Model() as in_memory:
+        pm.Poisson("y", pm.HalfNormal("mu"), observed=counts[counts > 0])
+    whole = in_memory.compile_logp(vars=[in_memory["y"]])(point)
+    np.testing.assert_allclose(np.mean(streamed), whole, rtol=1e-4)

@@ -16,6 +16,7 @@
 import copy
 import glob
 import os
+import threading
 
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cachetools import LRUCache, cached
 
 from pymc.streams.blocks import arrow_to_numpy, check_exact, check_finite, n_rows_of
 from pymc.streams.position import Seed, checksum, random_order, seed_of
@@ -38,7 +41,8 @@ SLICE_ROWS = 16_384
 OPEN_ROW_GROUPS = 16
 # Bytes of a column that are read at a time.
 BUFFER_BYTES = 65_536
-# Files' footers are kept for so many row groups, a few kB each; the others are read again.
+# Files' footers are kept for so many row groups, a few kB each, for all sources together, as a
+# compiled model keeps its source; the others are read again.
 KEPT_FOOTERS = 16_384
 # What a folder that pre_shuffle has written holds.
 MANIFEST = "_manifest.json"
@@ -148,17 +152,13 @@ class parquet_source:
         self.seed = seed_of(seed)
         self._seed_given = seed is not None
         self._next_epoch = 0
-        # Row groups as (file number, row group number), and the rows and bytes in each.
-        self._row_groups: list[tuple[int, int]] = []
-        self._sizes: list[tuple[int, int]] = []
-        self._footers: dict[int, Any] = {}
-        self._last_footer: tuple[int, Any] = -1, None
+        row_groups: list[tuple[int, int, int, int]] = []
         self.n_rows = 0
         all_columns = columns is None
         types = []
         for i, file in enumerate(self.files):
             try:
-                metadata = pq.read_metadata(file)
+                metadata = _footer(file, self._stamps[i])
             except Exception as error:
                 raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
             schema = metadata.schema.to_arrow_schema()
@@ -172,11 +172,10 @@ class parquet_source:
             types.append([_numpy_dtype(schema, name, file) for name in columns])
             for group in range(metadata.num_row_groups):
                 size = metadata.row_group(group)
-                self._row_groups.append((i, group))
-                self._sizes.append((size.num_rows, size.total_byte_size))
+                row_groups.append((i, group, size.num_rows, size.total_byte_size))
             self.n_rows += metadata.num_rows
-            if len(self._row_groups) <= KEPT_FOOTERS:
-                self._footers[i] = metadata
+        # Number of the file, number in the file, rows and bytes of each row group.
+        self._row_groups = np.array(row_groups, dtype=np.int64).reshape(-1, 4)
         self.columns = tuple(columns or ())
         if self.n_rows == 0:
             raise ValueError(f"no rows in the {len(self.files)} file(s) at {path}.")
@@ -230,12 +229,11 @@ class parquet_source:
     @property
     def stream_identity(self) -> dict[str, Any]:
         """What tells a stream of this source from another one, as plain values."""
-        sizes = [(i, *size) for (i, _), size in zip(self._row_groups, self._sizes)]
         names = "\n".join(file.name for file in self.files).encode()
         return {
             "n_files": len(self.files),
             # Not the times of files, which change when they are copied to another machine.
-            "files": checksum([np.frombuffer(names, "u1"), np.array(sizes, np.int64)]),
+            "files": checksum([np.frombuffer(names, "u1"), self._row_groups]),
             "n_rows": self.n_rows,
             "columns": list(self.columns),
             "missing": "drop" if self._drop else "raise",
@@ -272,8 +270,8 @@ class parquet_source:
         """
         chosen = np.unique(np.linspace(0, self.n_row_groups - 1, MAX_RANGES).astype(int))
         ranges: dict[str, list[tuple[Any, Any]]] = {}
-        for i, group in (self._row_groups[k] for k in chosen):
-            row_group = self._footer(i).row_group(group)
+        for i, group in self._row_groups[chosen, :2].tolist():
+            row_group = _footer(self.files[i], self._stamps[i]).row_group(group)
             for j in range(row_group.num_columns):
                 column = row_group.column(j)
                 if column.is_stats_set and column.statistics.has_min_max:
@@ -298,13 +296,13 @@ class parquet_source:
         """List the rows in each slice of a row group."""
         if self._drop:
             return self._kept[number]
-        n_rows = self._sizes[number][0]
+        n_rows = int(self._row_groups[number, 2])
         return [min(SLICE_ROWS, n_rows - start) for start in range(0, n_rows, SLICE_ROWS)]
 
     def _in_order(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read row groups one after the other, from row ``start`` on."""
         for number in order:
-            n_rows = sum(self._kept[number]) if self._drop else self._sizes[number][0]
+            n_rows = sum(self._kept[number]) if self._drop else int(self._row_groups[number, 2])
             if start < n_rows:
                 yield from self._row_group(number, READ_ROWS, start)
             start = max(0, start - n_rows)
@@ -339,13 +337,14 @@ class parquet_source:
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """Read a row group, numbered over all files, ``n_rows`` at a time, from row ``start`` on."""
         pq = import_parquet("parquet_source")
-        i, group = self._row_groups[number]
+        i, group = self._row_groups[number, :2].tolist()
         where = f"{self.files[i]}, row group {group}"
         try:
             self._check_unchanged(i)
             # Buffered, and not ahead: else pyarrow holds whole row groups, however large.
+            footer = _footer(self.files[i], self._stamps[i])
             with pq.ParquetFile(
-                self.files[i], metadata=self._footer(i), buffer_size=BUFFER_BYTES, pre_buffer=False
+                self.files[i], metadata=footer, buffer_size=BUFFER_BYTES, pre_buffer=False
             ) as reader:
                 for batch in reader.iter_batches(
                     n_rows, row_groups=[group], columns=list(self.columns), use_threads=False
@@ -360,15 +359,6 @@ class parquet_source:
                     start = max(0, start - n_kept)
         except OSError as error:
             raise OSError(f"{where}: could not be read: {error}") from error
-
-    def _footer(self, i: int) -> Any:
-        if i in self._footers:
-            return self._footers[i]
-        last = self._last_footer  # looked at once: other threads replace it
-        if last[0] != i:
-            last = i, import_parquet("parquet_source").read_metadata(self.files[i])
-            self._last_footer = last
-        return last[1]
 
     def _check_unchanged(self, i: int) -> None:
         if stamp_of(self.files[i]) != self._stamps[i]:
@@ -398,6 +388,15 @@ class parquet_source:
             check_exact(values, dtype, what)
             block[name] = values.astype(dtype, copy=False)
         return block
+
+
+@cached(
+    LRUCache(KEPT_FOOTERS, getsizeof=lambda footer: max(1, footer.num_row_groups)),
+    lock=threading.Lock(),
+)
+def _footer(file: Path, stamp: tuple[int, int]) -> Any:
+    """Read the footer of a file, as it was at the time of a stamp."""
+    return import_parquet("parquet_source").read_metadata(file)
 
 
 def stamp_of(file: Path) -> tuple[int, int]:

@@ -1,0 +1,128 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+
+"""What is refused on a model with streams: it would take one batch for all the data."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pytensor.graph.basic import Variable
+from pytensor.graph.traversal import ancestors, walk
+from pytensor.tensor.shape import Shape, Shape_i
+
+from pymc.variational.streaming import StreamingDataset
+
+
+def refuse_streams(model: Any, what: str, variables: Sequence[Variable] | None = None) -> None:
+    """Refuse to run ``what`` on a model that observes a stream: it would see one batch only.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    what : str
+        The function that was called.
+    variables : sequence of Variable, optional
+        The observed variables and potentials that it uses. All by default.
+
+    Raises
+    ------
+    ValueError
+        If one of them uses a stream.
+    """
+    for variable in (*model.observed_RVs, *model.potentials) if variables is None else variables:
+        value = model.rvs_to_values.get(variable, variable)
+        for stream in streams_behind(ancestors([variable, value])):
+            raise ValueError(
+                f"{what} on a model whose `{variable.name}` uses the stream {stream.name!r}: it "
+                f"would take the {stream.batch_size} rows that happen to be in the buffer for all "
+                "the data. Use pm.fit, or a model of data in memory: of a random subset of the "
+                "rows, say."
+            )
+
+
+def refuse_predictions(variables: Iterable[Variable], in_trace: set[Variable]) -> None:
+    """Refuse posterior predictive draws for whichever rows of a stream are in the buffer.
+
+    Parameters
+    ----------
+    variables : iterable of Variable
+        What is to be drawn.
+    in_trace : set of Variable
+        What is taken from the trace instead.
+
+    Raises
+    ------
+    ValueError
+        If what is drawn depends on the rows of a stream.
+    """
+    for variable in variables:
+        for stream in streams_behind(by_value(variable, in_trace)):
+            raise ValueError(
+                f"pm.sample_posterior_predictive of `{variable.name}`, which depends on the stream "
+                f"{stream.name!r}: it would predict the {stream.batch_size} rows that happen to be "
+                "in the buffer. Build the model again on the rows to predict, as arrays in memory, "
+                "and call it there with this trace; or pass var_names that do not depend on the "
+                "stream."
+            )
+
+
+def refuse_constants(variables: Iterable[Variable]) -> None:
+    """Refuse to compile a stream's buffer into a function as if it were constant.
+
+    Raises
+    ------
+    ValueError
+        If one of the variables is the buffer of a stream.
+    """
+    for stream in streams_behind(variables):
+        raise ValueError(
+            f"this model uses the stream {stream.name!r}, and JAX would take the "
+            f"{stream.batch_size} rows that happen to be in the buffer for all the data. Use "
+            "pm.fit, or a model of data in memory: of a random subset of the rows, say."
+        )
+
+
+def streamed_observations(model: Any) -> list[str]:
+    """Name the observed variables whose values are one batch of a stream."""
+    return [
+        rv.name for rv in model.observed_RVs if streams_behind(ancestors([model.rvs_to_values[rv]]))
+    ]
+
+
+def streams_behind(variables: Iterable[Variable]) -> list[StreamingDataset]:
+    """List the streams whose buffers are among the variables."""
+    tagged = (getattr(variable.tag, "stream", None) for variable in variables)
+    return list(dict.fromkeys(stream for stream in tagged if stream is not None))
+
+
+def buffers_behind(variables: Iterable[Variable]) -> list[Any]:
+    """List the buffers of streams in the graphs of the variables: a model's copy has copies."""
+    return [
+        variable
+        for variable in ancestors(variables)
+        if variable.owner is None and streams_behind([variable])
+    ]
+
+
+def by_value(variable: Variable, blockers: Iterable[Variable] = ()) -> Iterable[Variable]:
+    """Walk through what the value of a variable depends on: not where only a shape is read."""
+
+    def inputs(variable: Variable) -> Sequence[Variable] | None:
+        node = variable.owner
+        if node is None or variable in blockers or isinstance(node.op, Shape | Shape_i):
+            return None
+        return node.inputs
+
+    return walk([variable], inputs)
