@@ -35,6 +35,7 @@ sections:
   advance  loading a batch that is ready
   loader   rows per second into batches, against other loaders
   shuffle  pre_shuffle, against DuckDB and a plain copy
+  checkpoint  what a checkpoint costs a step, and a write of one
   fit      a whole fit, against NumPyro and pymc-extras
   import   `import pymc`, against upstream's
 """
@@ -43,6 +44,7 @@ MODULES = {
     "advance": "advance",
     "loader": "loader",
     "shuffle": "shuffling",
+    "checkpoint": "checkpoint",
     "fit": "whole_fit",
     "import": "imports",
 }
