@@ -82,8 +82,8 @@ def check_streams(model: Any) -> list[StreamingDataset]:
         if not isinstance(scale, Variable):
             sizes[f"observed variable `{rv.name}`"] = float(scale) * stream.batch_size
     potentials = [term for term in model.potentials if streams_behind(ancestors([term]))]
-    streams = dict.fromkeys([*expected, *streams_behind(ancestors(potentials))])
-    check_indices(model, [*observed, *potentials], list(streams))
+    used = dict.fromkeys([*expected, *streams_behind(ancestors(potentials))])
+    check_indices(model, [*observed, *potentials], list(used))
     if observed:
         check_rows(model, observed)
     for stream, sizes in expected.items():
