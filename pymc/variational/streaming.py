@@ -50,7 +50,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc.streams.batches import Batches
 from pymc.streams.blocks import Block, Blocks, positive_int
 from pymc.streams.order.check import OrderCheck, StreamOrderWarning
-from pymc.streams.order.report import OrderReport, judge_files, order_report
+from pymc.streams.order.report import OrderReport, check_files, order_report, way_out
 from pymc.streams.prefetch import Prefetch
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.shuffle.disk import pre_shuffle
@@ -232,10 +232,11 @@ class StreamingDataset:
                 + (f" Its columns are {list(self.columns)}." if self.columns else "")
             )
         self._check_order = check_order
+        self._way_out = way_out(source)
         self._order: OrderCheck | None = None
         finding = None
         if check_order != "ignore":
-            finding, limit = judge_files(source, self.batch_size)
+            finding, limit = check_files(source, self.batch_size)
             if finding is None:
                 self._order = OrderCheck(self._batches.column_names, self.batch_size, limit)
         # The first batch is read now, so that what is wrong with the source is said now, and the
@@ -438,9 +439,7 @@ class StreamingDataset:
         self._order = None  # once is enough
         message = (
             f"stream {self.name!r}: {finding}. Such batches stand for a stretch of the data each, "
-            "and the fit ends at a wrong posterior. Shuffle the rows on disk "
-            'once, source = pre_shuffle(source, "shuffled/", seed=0); or read Parquet files with '
-            "shuffle_row_groups=True, into a shuffle_buffer that holds many row groups."
+            f"and the fit ends at a wrong posterior. {self._way_out}"
         )
         n_bytes = (self._n_rows or 0) * self._row_bytes
         if 0 < n_bytes <= SMALL_BYTES:

@@ -50,7 +50,7 @@ MANIFEST = "_manifest.json"
 ROW_GROUP_ROWS = READ_ROWS
 ROW_GROUPS_IN_FILE = 64
 # Columns of row groups in a file: their metadata are in memory until it is closed.
-COLUMNS_IN_FILE = 2**14
+COLUMNS_IN_FILE = 2**13
 COMPRESSION = "lz4"
 # Rows that tell which columns hold few values, and get a dictionary.
 SAMPLE_ROWS = 8192
@@ -241,7 +241,8 @@ def _write(
         check.wrote(n_rows)
 
     files = []
-    tables = _ahead(unpacked, TABLES_AHEAD, threads)
+    n_ahead = max(1, min(TABLES_AHEAD, int(part_bytes / (group_rows * row_bytes))))
+    tables = _ahead(unpacked, n_ahead, threads)
     for file, n_rows in _write_files(tables, folder, rows.schema, wrote):
         check.start(file, n_rows)
         files.append(file)
@@ -483,7 +484,9 @@ def _shuffled(
             yield from _shuffled(split, part_bytes, rng, depth + 1)
             path.with_suffix("").rmdir()
         elif table.num_rows:
-            yield table.take(pa.array(rng.permutation(table.num_rows)))
+            # Let go of the old order, which else stays until the next one is asked for.
+            table = table.take(pa.array(rng.permutation(table.num_rows)))
+            yield table
 
 
 def _write_files(

@@ -70,9 +70,9 @@ class FileTables:
     paths, files : list of Path
         Where the files were looked for, and the files.
     stamps : list of tuple
-        What tells whether a file has changed.
+        Size and time of each file, by which a change is noticed.
     identity : dict
-        What tells whether the rows are still those of an earlier time.
+        What differs if the rows are not those of an earlier time any more.
     scratch : Path or None
         Folder for temporary files; None for the system's.
     """
