@@ -510,8 +510,13 @@ def _write_files(
         if i == 0:
             repeating = _repeating(first)
         n_rows = 0
+        # Minimum and maximum would be those of all rows in each row group, and fill the memory.
         with pq.ParquetWriter(
-            file, schema, compression=COMPRESSION, use_dictionary=repeating
+            file,
+            schema,
+            compression=COMPRESSION,
+            use_dictionary=repeating,
+            write_statistics=False,
         ) as writer:
             for group in chain([first], groups):
                 if not group.schema.equals(schema):
