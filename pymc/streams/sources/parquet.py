@@ -169,7 +169,8 @@ class parquet_source:
                     f"{file}: column(s) {sorted(set(schema.names) - set(columns))} that "
                     f"{self.files[0]} does not have. Name the columns to read with columns=[...]."
                 )
-            types.append([_numpy_dtype(schema, name, file) for name in columns])
+            counts = Counter(schema.names)
+            types.append([_numpy_dtype(schema, counts, name, file) for name in columns])
             for group in range(metadata.num_row_groups):
                 size = metadata.row_group(group)
                 row_groups.append((i, group, size.num_rows, size.total_byte_size))
@@ -448,12 +449,11 @@ def _expand(place: Path) -> list[Path]:
     raise FileNotFoundError(f"no Parquet file or folder at {place}.")
 
 
-def _numpy_dtype(schema: Any, name: str, file: Path) -> np.dtype:
+def _numpy_dtype(schema: Any, counts: Counter, name: str, file: Path) -> np.dtype:
     import pyarrow.types as pt
 
-    count = schema.names.count(name)
-    if count != 1:
-        trouble = "no column" if count == 0 else "more than one column"
+    if counts[name] != 1:
+        trouble = "no column" if counts[name] == 0 else "more than one column"
         raise ValueError(f"{file}: {trouble} {name!r}; it has {schema.names}.")
     arrow_type = schema.field(name).type
     if not (pt.is_integer(arrow_type) or pt.is_floating(arrow_type) or pt.is_boolean(arrow_type)):
