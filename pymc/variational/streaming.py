@@ -38,7 +38,7 @@ import operator
 import warnings
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytensor
@@ -55,6 +55,10 @@ from pymc.streams.reader import Reader
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.sources.parquet import parquet_source
 from pymc.variational.interrupts import interruptible
+
+if TYPE_CHECKING:
+    from pymc.streams.order.report import OrderReport, order_report
+    from pymc.streams.shuffle.disk import pre_shuffle
 
 __all__ = [
     "OrderReport",
