@@ -282,7 +282,8 @@ def _slices(block: Any) -> Iterator[Any]:
         rows = slice(start, start + step)
         if isinstance(block, Mapping):
             # Before pandas 3, a slice of a Series could go by its index.
-            yield {name: getattr(column, "iloc", column)[rows] for name, column in block.items()}
+            columns: dict[Any, Any] = {n: getattr(c, "iloc", c) for n, c in block.items()}
+            yield {name: column[rows] for name, column in columns.items()}
         else:
             yield block[rows]
 
