@@ -172,7 +172,7 @@ class StreamingDataset:
         else after one epoch.
     StreamOrderWarning
         If the row groups of Parquet files are in order, or batches differ more than chance allows,
-        so that a batch is no fair sample of all rows. See :func:`order_report`.
+        so that a batch does not stand for all rows. See :func:`order_report`.
 
     Notes
     -----
