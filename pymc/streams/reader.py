@@ -256,11 +256,19 @@ class Reader:
             f"stream {self._name!r}: the source cannot be opened in the middle: reading the "
             f"{n_batches * self.batches.batch_size:,} rows before its position again."
         )
+        position = self.epoch, self.row, self.batches_seen
         self.batches_seen = 0
-        with Progress() as progress:
-            for _ in progress.track(range(n_batches), description=f"Reading {self._name} again"):
-                self._next = next(self._opened())
-                self.take()
+        try:
+            with Progress() as progress:
+                for _ in progress.track(
+                    range(n_batches), description=f"Reading {self._name} again"
+                ):
+                    self._next = next(self._opened())
+                    self.take()
+        except BaseException:  # the next call starts over
+            self.close()
+            self.epoch, self.row, self.batches_seen = position
+            raise
 
 
 # Functions without a reference to the reader: a thread must not keep it alive.
