@@ -141,11 +141,11 @@ class Steps:
             logit = b[0] + b[1] * x[:, 0] + b[2] * x[:, 1] + b[3] * x[:, 2]
             pm.Bernoulli("up", logit_p=logit, observed=y, total_size=n_rows_of(folder / "usual"))
             objective = pm.ADVI(random_seed=1).objective
-        kwargs = {"compile_kwargs": {"mode": mode} if mode else {}}
-        if kind in ("static", "ready", *STREAMS):
-            kwargs = beside_threads(kwargs)
+        compile_kwargs = {"mode": mode} if mode else {}
+        if kind in ("static", "ready"):  # compiled as that of a stream is
+            compile_kwargs = beside_threads(compile_kwargs)
         self.step = objective.step_function(
-            obj_optimizer=pm.adam(learning_rate=0.01), score=True, **kwargs
+            obj_optimizer=pm.adam(learning_rate=0.01), score=True, compile_kwargs=compile_kwargs
         )
 
     def __call__(self) -> None:

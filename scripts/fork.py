@@ -352,21 +352,23 @@ def author() -> str:
     return f"{name}>" if name else "Streaming contributors <streaming@localhost>"
 
 
-def peel(step: dict, here: dict[str, Any]) -> None:
+def peel(step: dict, upstream: str, here: dict[str, Any]) -> None:
     """Take what one commit of the series adds off a tree that holds it, and nothing after it."""
-    for patch in reversed(step.get("parts", []) + step.get("patches", [])):
+    for part in step.get("parts", []):
         try:
-            git("apply", "--index", "--reverse", "--whitespace=nowarn", ROOT / patch, **here)
+            git("apply", "--index", "--reverse", "--whitespace=nowarn", ROOT / part, **here)
         except GitError as error:
             raise ForkError(
-                f"{patch} does not come off the files as they stand ({error.reason}): they have "
+                f"{part} does not come off the files as they stand ({error.reason}): they have "
                 "changed where this part of them begins or ends. Bring the diff in line with them: "
                 "CONTRIBUTING.md, 'Export the series'."
             )
-    if step.get("files"):
-        git("rm", "-q", "--cached", *step["files"], **here)
-        for path in step["files"]:
-            (here["work_tree"] / path).unlink()
+    for patch in step.get("patches", []):
+        # What later commits add to the file is off by now.
+        name = Path(patch).relative_to(PATCHES.name).with_suffix("")
+        git("checkout", "-q", upstream, "--", name, **here)
+    for path in step.get("files", []):
+        git("rm", "-q", "-f", path, **here)
 
 
 def export(output: Path) -> None:
@@ -394,7 +396,7 @@ def export(output: Path) -> None:
         trees = []
         for step in reversed(steps):
             trees.append(git("write-tree", **here).strip())
-            peel(step, here)
+            peel(step, first, here)
         if git("write-tree", **here) != git("rev-parse", "HEAD^{tree}", **here):
             left = git("diff", "--cached", "--name-only", **here).split()
             raise ForkError(f"no commit of {SERIES.name} carries all of {' '.join(left)}.")

@@ -84,7 +84,7 @@ class FallingRate:
 
     While the rate is high, the means wander with each minibatch. As it falls, they become an
     average over more and more steps: some epochs, at the end. That matters most for the stream,
-    as row groups in random order are a fair sample of all weeks only over an epoch as a whole.
+    as row groups in random order stand for all weeks only over an epoch as a whole.
     """
 
     def __init__(self, steps: int) -> None:

@@ -120,18 +120,20 @@ class Reader:
             # Batches are cut from larger arrays, which a view would keep.
             self._last = [values.copy("K") for values in self._last]
         if self.batches.blocks.seekable:
-            self._drop()
+            self.close()
         elif isinstance(self._reads, Prefetch):
             self._reads.pause()
 
     def close(self) -> None:
         """Let go of all that is held."""
-        self._drop()
+        reads, self._reads, self._next = self._reads, None, None
+        if reads is not None:
+            reads.close()
 
     def rewind(self) -> None:
         """Go back to the first batch."""
         self.check_re_readable("going back to its beginning")
-        self._drop()
+        self.close()
         self.epoch = self.row = self.batches_seen = 0
         self._last = None
 
@@ -216,7 +218,7 @@ class Reader:
         """
         reads = self._reads
         if self.batches.blocks.seekable or not isinstance(reads, Prefetch) or reads.ended:
-            self._drop()
+            self.close()
 
     def _opened(self) -> Prefetch | Generator[Read, None, None]:
         """Return what gives the batches from the position on."""
@@ -254,16 +256,19 @@ class Reader:
             f"stream {self._name!r}: the source cannot be opened in the middle: reading the "
             f"{n_batches * self.batches.batch_size:,} rows before its position again."
         )
+        position = self.epoch, self.row, self.batches_seen
         self.batches_seen = 0
-        with Progress() as progress:
-            for _ in progress.track(range(n_batches), description=f"Reading {self._name} again"):
-                self._next = next(self._opened())
-                self.take()
-
-    def _drop(self) -> None:
-        reads, self._reads, self._next = self._reads, None, None
-        if reads is not None:
-            reads.close()
+        try:
+            with Progress() as progress:
+                for _ in progress.track(
+                    range(n_batches), description=f"Reading {self._name} again"
+                ):
+                    self._next = next(self._opened())
+                    self.take()
+        except BaseException:  # the next call starts over
+            self.close()
+            self.epoch, self.row, self.batches_seen = position
+            raise
 
 
 # Functions without a reference to the reader: a thread must not keep it alive.

@@ -33,11 +33,12 @@ that holds many of them (``parquet_source(..., shuffle_row_groups=True)``). See
 :class:`shuffle_buffer` for measured figures, and :func:`order_report` for those of your data.
 """
 
+import importlib
 import operator
 import warnings
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytensor
@@ -49,13 +50,15 @@ from pytensor.tensor.variable import TensorVariable
 from pymc.streams.batches import Batches
 from pymc.streams.blocks import Block, positive_int
 from pymc.streams.order.check import OrderCheck, StreamOrderWarning
-from pymc.streams.order.report import OrderReport, judge_files, order_report
 from pymc.streams.order.watch import OrderWatch
 from pymc.streams.reader import Reader
 from pymc.streams.shuffle.buffer import shuffle_buffer
-from pymc.streams.shuffle.disk import pre_shuffle
 from pymc.streams.sources.parquet import parquet_source
 from pymc.variational.interrupts import interruptible
+
+if TYPE_CHECKING:
+    from pymc.streams.order.report import OrderReport, order_report
+    from pymc.streams.shuffle.disk import pre_shuffle
 
 __all__ = [
     "OrderReport",
@@ -66,6 +69,20 @@ __all__ = [
     "pre_shuffle",
     "shuffle_buffer",
 ]
+
+# Imported when they are asked for: a fit needs neither.
+_LAZY = {
+    "OrderReport": "pymc.streams.order.report",
+    "order_report": "pymc.streams.order.report",
+    "pre_shuffle": "pymc.streams.shuffle.disk",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # Rows that take no more than this are better kept in memory.
 SMALL_BYTES = 2**30
@@ -155,7 +172,7 @@ class StreamingDataset:
         else after one epoch.
     StreamOrderWarning
         If the row groups of Parquet files are in order, or batches differ more than chance allows,
-        so that a batch is no fair sample of all rows. See :func:`order_report`.
+        so that a batch does not stand for all rows. See :func:`order_report`.
 
     Notes
     -----
@@ -247,7 +264,9 @@ class StreamingDataset:
         self._check_order = check_order
         self._order = OrderWatch(None)
         if check_order != "ignore":
-            finding, limit = judge_files(source, self.batch_size)
+            from pymc.streams.order.report import check_files
+
+            finding, limit = check_files(source, self.batch_size)
             check = OrderCheck(batches.column_names, self.batch_size, limit)
             self._order = OrderWatch(check if finding is None else None, finding)
         # The first batch is read now, so that what is wrong with the source is said now, and the
@@ -605,11 +624,11 @@ class StreamingDataset:
         if self.batches_seen + 1 < order.batches:  # found in what was read ahead
             return
         order.said = True
+        from pymc.streams.order.report import way_out
+
         message = (
             f"stream {self.name!r}: {order.finding}. Such batches stand for a stretch of the data each, "
-            "and the fit ends at a wrong posterior. Shuffle the rows on disk "
-            'once, source = pre_shuffle(source, "shuffled/", seed=0); or read Parquet files with '
-            "shuffle_row_groups=True, into a shuffle_buffer that holds many row groups."
+            f"and the fit ends at a wrong posterior. {way_out(self._reader.batches.blocks.source)}"
         )
         n_bytes = (self._n_rows or 0) * self._row_bytes
         if 0 < n_bytes <= SMALL_BYTES:

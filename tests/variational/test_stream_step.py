@@ -56,7 +56,7 @@ fit_kwargs = {"progressbar": False, "random_seed": 1}
     "passed", ["no callback", "fit_callback", "fit_callback(seed=False)", "advance"]
 )
 def test_each_step_uses_a_new_batch(passed, score):
-    """S2: a forgotten callback cannot leave the buffer stale, a passed one skips nothing."""
+    """A forgotten callback cannot leave the buffer stale, a passed one skips nothing."""
     ds = numbered()
     seen = []
     callbacks = [first_rows(ds, seen)]

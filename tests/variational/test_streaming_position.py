@@ -256,6 +256,25 @@ def test_a_function_is_read_up_to_the_position(capsys, caplog):
     np.testing.assert_array_equal(batches(ds, 20), batches(again, 20))
 
 
+def test_reading_up_to_the_position_can_be_interrupted():
+    interrupts = []
+
+    def source():
+        for start in range(0, N, 20):
+            if interrupts and start == 40:
+                raise interrupts.pop()
+            yield np.arange(start, start + 20)
+
+    ds = StreamingDataset(source, batch_size=10, prefetch=0)
+    batches(ds, 9)
+    ds._reader.close()  # as after an error
+    interrupts.append(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ds.advance()
+    assert ds.batches_seen == 9
+    assert batches(ds, 1)[0][0] == 90
+
+
 # Between fits
 
 

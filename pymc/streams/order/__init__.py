@@ -11,4 +11,4 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
-"""Order: whether batches are fair samples of all rows."""
+"""Order: whether batches are random samples of all rows."""

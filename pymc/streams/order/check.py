@@ -11,7 +11,7 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
-"""Order: whether the batches of a stream are fair samples, told from the batches themselves.
+"""Order: whether the batches of a stream are random samples of its rows, seen in the batches.
 
 Sources and shuffles know nothing of PyTensor or of models.
 """

@@ -11,7 +11,7 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
-"""Order of a source: how far from a fair sample its batches will be, before a model reads them."""
+"""Order of a source: how far from random samples its batches will be, before a model reads them."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -61,7 +61,7 @@ class OrderReport:
         source (row groups, blocks, or batches where these are larger). ``in order``: design effect
         of a batch when the source is read in its own order. ``row groups at random``: the same,
         predicted, with ``shuffle_row_groups=True``; for Parquet files only. A design effect of 1
-        is a fair sample.
+        is that of a random sample.
     batch_size, buffer_size, n_rows : int
         Rows in a batch, in the window that a batch is drawn from, and in all.
     means : DataFrame
@@ -77,7 +77,7 @@ class OrderReport:
     def _title(self) -> str:
         return (
             f"Design effect of a batch of {self.batch_size:,} rows, drawn from "
-            f"{min(self.buffer_size, self.n_rows):,} of {self.n_rows:,} rows (1 is a fair sample)"
+            f"{min(self.buffer_size, self.n_rows):,} of {self.n_rows:,} rows (1 is a random sample)"
         )
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ class OrderReport:
 
 
 def order_report(source: Any, *, batch_size: int = 4096) -> OrderReport:
-    """Report how far from a fair sample the batches of a source are.
+    """Report how far from random samples the batches of a source are.
 
     The source is read once, in its own order: of files that of their names, of a
     :class:`shuffle_buffer` that of the rows that go into it.
@@ -198,8 +198,8 @@ def order_report(source: Any, *, batch_size: int = 4096) -> OrderReport:
     )
 
 
-def judge_files(source: Any, batch_size: int) -> tuple[str | None, float]:
-    """Judge the order in which batches are drawn from Parquet files, before any is.
+def check_files(source: Any, batch_size: int) -> tuple[str | None, float]:
+    """Check the order in which batches are drawn from Parquet files, before any is.
 
     Returns
     -------
@@ -232,6 +232,27 @@ def judge_files(source: Any, batch_size: int) -> tuple[str | None, float]:
         f"the row groups come in random order, but a batch is drawn from only {n_groups:.2g} of "
         f"them: {effect}. A shuffle_buffer of {rows:,} rows or more holds enough of them",
         0.0,
+    )
+
+
+def way_out(source: Any) -> str:
+    """Say what to do about batches that follow the order of the rows."""
+    files, _ = _peeled(source, 1)
+    if not isinstance(files, parquet_source):
+        # It may be in random order already: one around a parquet_source, say.
+        other = (
+            "if the source reads its parts in random order, take a buffer that holds more of them"
+        )
+    elif files.shuffle_row_groups:
+        other = "take a larger shuffle_buffer, which holds more row groups"
+    else:
+        other = (
+            "read Parquet files with shuffle_row_groups=True, into a shuffle_buffer that holds "
+            "many row groups"
+        )
+    return (
+        'Shuffle the rows on disk once, source = pre_shuffle(source, "shuffled/", seed=0); or '
+        f"{other}."
     )
 
 

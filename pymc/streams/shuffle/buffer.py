@@ -89,8 +89,8 @@ class shuffle_buffer:
     buffer of 1 million, the largest difference of a posterior mean was 0.73. Row groups in random
     order (``parquet_source(..., shuffle_row_groups=True)``) made it 0.025, and a full shuffle
     (:func:`pre_shuffle`) 0.024, where two fits in memory differ by 0.020
-    (``python -m benchmarks.fidelity``, constant learning rate). A stream that is not fair gives a
-    :class:`StreamOrderWarning`.
+    (``python -m benchmarks.fidelity``, constant learning rate). A stream whose batches follow such
+    an order gives a :class:`StreamOrderWarning`.
 
     Examples
     --------

@@ -20,12 +20,12 @@ import re
 import shutil
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -33,7 +33,8 @@ from rich.progress import Progress
 
 from pymc.streams.blocks import bytes_of
 from pymc.streams.prefetch import Prefetch
-from pymc.streams.sources.parquet import READ_ROWS, parquet_source, stamp_of
+from pymc.streams.shuffle.records import Records
+from pymc.streams.sources.parquet import MANIFEST, READ_ROWS, find_files, parquet_source, stamp_of
 from pymc.streams.sources.tables import (
     BlockTables,
     Contents,
@@ -44,10 +45,11 @@ from pymc.streams.sources.tables import (
 
 __all__ = ["pre_shuffle"]
 
-MANIFEST = "_manifest.json"
 # The layout of the result: what `python -m benchmarks.layout` found to be read fastest.
 ROW_GROUP_ROWS = READ_ROWS
 ROW_GROUPS_IN_FILE = 64
+# Columns of row groups in a file: their metadata are in memory until it is closed.
+COLUMNS_IN_FILE = 2**13
 COMPRESSION = "lz4"
 # Rows that tell which columns hold few values, and get a dictionary.
 SAMPLE_ROWS = 8192
@@ -161,6 +163,7 @@ def pre_shuffle(
     place = Path(destination).expanduser().absolute()
     partial = Path(f"{place}.partial")
     rows = tables_of(source)
+    rows.scratch = partial
     for path in rows.paths:
         if place.resolve().is_relative_to(path.resolve()):
             raise ValueError(f"destination {place} lies in the source, {path}.")
@@ -178,7 +181,7 @@ def pre_shuffle(
         ):
             _write(rows, seed, partial, limit, progress, threads)
             os.rename(partial, place)
-    columns = numeric_columns(FileTables([place]).schema)
+    columns = numeric_columns(FileTables(find_files([place])[:1]).schema)
     return parquet_source(place, columns=columns, shuffle_row_groups=True, seed=seed)
 
 
@@ -199,6 +202,7 @@ def _write(
         raise ValueError("the source has no rows.")
     if not numeric_columns(rows.schema):
         raise TypeError(f"no column of numbers to stream: {rows.schema.names}.")
+    records = Records(first.schema)
     row_bytes = max(1.0, first.nbytes / first.num_rows)
     piece_bytes = min(part_bytes, int(PIECE_ROWS * row_bytes))
     n_buckets = MAX_BUCKETS
@@ -216,7 +220,7 @@ def _write(
     def counted() -> Iterator[Any]:
         for part in parts:
             contents.add(part)
-            yield part
+            yield records.pack(part)
             progress.advance(task, part.num_rows)
 
     buckets = _scatter(counted(), folder / "buckets", n_buckets, rng)
@@ -227,35 +231,83 @@ def _write(
     task = progress.add_task("Shuffling buckets", total=contents.n_rows)
     group_rows = min(ROW_GROUP_ROWS, 1 + int(part_bytes / row_bytes))
     row_groups = _row_groups(_shuffled(buckets, part_bytes, rng), group_rows)
-    writer = _write_files(
-        _ahead(row_groups, TABLES_AHEAD, threads),
-        folder,
-        rows.schema,
-        lambda n_rows: progress.advance(task, n_rows),
-    )
-    # Each file is read back while the next one is written.
+    unpacked = (records.unpack(table) for table in row_groups)
     checking = progress.add_task("Checking rows", total=contents.n_rows)
-    written = Contents()
+    check = _Check(contents, lambda n_rows: progress.advance(checking, n_rows), threads)
 
-    def check(file: Path) -> Path:
-        for table in FileTables([file]):
-            written.add(table)
-            progress.advance(checking, table.num_rows)
-        return file
+    def wrote(n_rows: int) -> None:
+        progress.advance(task, n_rows)
+        check.wrote(n_rows)
 
-    checker = ThreadPoolExecutor(1, "pymc-stream")
-    threads.callback(checker.shutdown, cancel_futures=True)
-    checks = [checker.submit(check, file) for file in writer]
+    files = []
+    n_ahead = max(1, min(TABLES_AHEAD, int(part_bytes / (group_rows * row_bytes))))
+    tables = _ahead(unpacked, n_ahead, threads)
+    for file, n_rows in _write_files(tables, folder, rows.schema, wrote):
+        check.start(file, n_rows)
+        files.append(file)
     (folder / "buckets").rmdir()
-    files = [done.result() for done in checks]
-    if written != contents:
-        raise RuntimeError(
-            f"the rows that were written are not those of the source: {written} instead of "
-            f"{contents}. Nothing is kept."
-        )
+    check.finish()
     sizes = {file.name: file.stat().st_size for file in files}
     manifest = {"source": rows.identity, "seed": seed, "files": sizes, **asdict(contents)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+class _Check:
+    """Read files again, each while the next one is written, and compare them with the source.
+
+    Parameters
+    ----------
+    expected : Contents
+        What is in the source.
+    advance : callable
+        Called with the number of rows whenever some were read.
+    threads : ExitStack
+        Where the thread that reads is ended.
+    """
+
+    def __init__(self, expected: Contents, advance: Callable[[int], None], threads: ExitStack):
+        self._expected, self._found, self._advance = expected, Contents(), advance
+        self._n_written = 0
+        self._reader = ThreadPoolExecutor(1, "pymc-stream")
+        threads.callback(self._reader.shutdown, cancel_futures=True)
+        self._readings: list[Future] = []
+
+    def wrote(self, n_rows: int) -> None:
+        """Count rows that were written, and raise an error if one is known by now."""
+        self._n_written += n_rows
+        if self._n_written > self._expected.n_rows:
+            self._fail(f"{self._n_written} rows or more", f"{self._expected.n_rows}")
+        for reading in self._readings:
+            if reading.done():
+                reading.result()
+
+    def start(self, file: Path, n_rows: int) -> None:
+        """Begin to read a file of so many rows."""
+        self._readings.append(self._reader.submit(self._read, file, n_rows))
+
+    def _read(self, file: Path, n_rows: int) -> None:
+        n_before = self._found.n_rows
+        for table in FileTables([file]):
+            self._found.add(table)
+            self._advance(table.num_rows)
+        n_read = self._found.n_rows - n_before
+        if n_read != n_rows:
+            self._fail(f"{n_read} rows in {file.name}", f"{n_rows}")
+
+    def finish(self) -> None:
+        """Wait until all files are read, and raise an error unless the rows are the source's."""
+        if self._n_written != self._expected.n_rows:
+            self._fail(f"{self._n_written} rows", f"{self._expected.n_rows}")
+        for reading in self._readings:
+            reading.result()
+        if self._found != self._expected:
+            self._fail(f"{self._found}", f"{self._expected}")
+
+    def _fail(self, found: str, expected: str) -> NoReturn:
+        raise RuntimeError(
+            f"the rows that were written are not those of the source: {found} instead of "
+            f"{expected}. Nothing is kept."
+        )
 
 
 def _ahead(tables: Generator, n_ahead: int, threads: ExitStack) -> Prefetch:
@@ -367,16 +419,18 @@ def _parts(tables: Iterable[Any], part_bytes: int) -> Generator[Any, None, None]
     import pyarrow as pa
 
     held: list[Any] = []
-    n_bytes = 0
+    n_bytes = 0.0
     for table in tables:
-        step = max(1, part_bytes * table.num_rows // max(1, table.nbytes))
-        for start in range(0, table.num_rows, step):
-            piece = table.slice(start, step)
-            if held and n_bytes + piece.nbytes > part_bytes:
-                yield pa.concat_tables(held).combine_chunks()
-                held, n_bytes = [], 0
+        row_bytes = max(1, table.nbytes) / max(1, table.num_rows)
+        start = 0
+        while start < table.num_rows:
+            piece = table.slice(start, max(1, int((part_bytes - n_bytes) / row_bytes)))
             held.append(piece)
-            n_bytes += piece.nbytes
+            start += piece.num_rows
+            n_bytes += piece.num_rows * row_bytes
+            if n_bytes + row_bytes > part_bytes:
+                yield pa.concat_tables(held).combine_chunks()
+                held, n_bytes = [], 0.0
     if held:
         yield pa.concat_tables(held).combine_chunks()
 
@@ -429,7 +483,9 @@ def _shuffled(
             yield from _shuffled(split, part_bytes, rng, depth + 1)
             path.with_suffix("").rmdir()
         elif table.num_rows:
-            yield table.take(pa.array(rng.permutation(table.num_rows)))
+            # Let go of the old order, which else stays until the next one is asked for.
+            table = table.take(pa.array(rng.permutation(table.num_rows)))
+            yield table
 
 
 def _write_files(
@@ -437,27 +493,37 @@ def _write_files(
     folder: Path,
     schema: Any,
     advance: Callable[[int], None],
-) -> Iterator[Path]:
-    """Write Parquet files, a row group for each table, and give each file when it is complete."""
+) -> Iterator[tuple[Path, int]]:
+    """Write Parquet files, a row group for each table; give each with its rows when complete."""
     import pyarrow.parquet as pq
 
     repeating: list[str] = []
+    n_groups = max(1, min(ROW_GROUPS_IN_FILE, COLUMNS_IN_FILE // len(schema)))
     tables = iter(tables)
     for i in count():
         file = folder / f"part-{i:05d}.parquet"
-        groups = islice(tables, ROW_GROUPS_IN_FILE)
+        groups = islice(tables, n_groups)
         first = next(groups, None)
         if first is None:
             return
         if i == 0:
             repeating = _repeating(first)
+        n_rows = 0
+        # Minimum and maximum would be those of all rows in each row group, and fill the memory.
         with pq.ParquetWriter(
-            file, schema, compression=COMPRESSION, use_dictionary=repeating
+            file,
+            schema,
+            compression=COMPRESSION,
+            use_dictionary=repeating,
+            write_statistics=False,
         ) as writer:
             for group in chain([first], groups):
-                writer.write_table(group.cast(schema), row_group_size=group.num_rows)
+                if not group.schema.equals(schema):
+                    group = group.cast(schema)
+                writer.write_table(group, row_group_size=group.num_rows)
+                n_rows += group.num_rows
                 advance(group.num_rows)
-        yield file
+        yield file, n_rows
 
 
 def _repeating(table: Any) -> list[str]:

@@ -33,17 +33,18 @@ from pymc.streams.position import Seed, checksum, random_order, seed_of
 
 __all__ = ["parquet_source"]
 
-# Rows decoded at a time, so that a large row group does not have to fit into memory.
-READ_ROWS = 131_072
+# Rows decoded at a time, so that a large row group does not have to fit into memory, and fewer of
+# them where they take more bytes than this.
+READ_ROWS, READ_BYTES = 131_072, 2**23
 # Row groups in random order that are larger than a slice are read in turn, so many at a time, a
 # slice of each: a shuffle buffer then holds rows from far apart, however large the row groups are.
 SLICE_ROWS = 16_384
 OPEN_ROW_GROUPS = 16
 # Bytes of a column that are read at a time.
 BUFFER_BYTES = 65_536
-# Files' footers are kept for so many row groups, a few kB each, for all sources together, as a
-# compiled model keeps its source; the others are read again.
-KEPT_FOOTERS = 16_384
+# Files' footers are kept for so many column chunks, some hundred bytes each, for all sources
+# together, as a compiled model keeps its source; the others are read again.
+KEPT_FOOTERS = 65_536
 # What a folder that pre_shuffle has written holds.
 MANIFEST = "_manifest.json"
 # Row groups whose statistics are looked at: reading those of thousands takes seconds.
@@ -169,7 +170,8 @@ class parquet_source:
                     f"{file}: column(s) {sorted(set(schema.names) - set(columns))} that "
                     f"{self.files[0]} does not have. Name the columns to read with columns=[...]."
                 )
-            types.append([_numpy_dtype(schema, name, file) for name in columns])
+            counts = Counter(schema.names)
+            types.append([_numpy_dtype(schema, counts, name, file) for name in columns])
             for group in range(metadata.num_row_groups):
                 size = metadata.row_group(group)
                 row_groups.append((i, group, size.num_rows, size.total_byte_size))
@@ -177,19 +179,24 @@ class parquet_source:
         # Number of the file, number in the file, rows and bytes of each row group.
         self._row_groups = np.array(row_groups, dtype=np.int64).reshape(-1, 4)
         self.columns = tuple(columns or ())
+        if not self.columns:
+            raise ValueError(f"{self.files[0]}: no columns.")
         if self.n_rows == 0:
             raise ValueError(f"no rows in the {len(self.files)} file(s) at {path}.")
         # One type for a column in all files: a column of integers in some becomes what holds all.
         self._dtypes = {
             name: np.result_type(*(row[j] for row in types)) for j, name in enumerate(self.columns)
         }
+        row_bytes = sum(dtype.itemsize for dtype in self._dtypes.values())
+        self._read_rows = max(1, min(READ_ROWS, READ_BYTES // row_bytes))
+        self._slice_rows = min(SLICE_ROWS, self._read_rows)
         self._drop = missing == "drop"
         self.n_dropped = 0
         # Rows that are left in each slice of each row group, those of slices without any left out.
         self._kept: list[list[int]] = []
         if self._drop:
             for number in range(self.n_row_groups):
-                self._kept.append(list(map(n_rows_of, self._row_group(number, SLICE_ROWS))))
+                self._kept.append(list(map(n_rows_of, self._row_group(number, self._slice_rows))))
             kept = sum(map(sum, self._kept))
             if kept == 0:
                 raise ValueError(f"every row at {path} has a missing value in {self.columns}.")
@@ -211,7 +218,7 @@ class parquet_source:
         if not self.shuffle_row_groups:
             return self._in_order(range(self.n_row_groups), start)
         order = random_order(self.n_row_groups, self.seed, "parquet_source", epoch).tolist()
-        if self.n_rows > SLICE_ROWS * self.n_row_groups:
+        if self.n_rows > self._slice_rows * self.n_row_groups:
             return self._in_turn(order, start)
         return self._in_order(order, start)
 
@@ -256,7 +263,11 @@ class parquet_source:
     def row_groups_in(self, n_rows: int) -> float:
         """Tell how many row groups ``n_rows`` consecutive rows come from, in random order."""
         group_rows = self.n_rows / self.n_row_groups
-        in_turn = min(OPEN_ROW_GROUPS, n_rows / SLICE_ROWS) if group_rows > SLICE_ROWS else 1.0
+        in_turn = (
+            min(OPEN_ROW_GROUPS, n_rows / self._slice_rows)
+            if group_rows > self._slice_rows
+            else 1.0
+        )
         return float(min(self.n_row_groups, max(1.0, n_rows / group_rows, in_turn)))
 
     def first_rows(self, group: int, n_rows: int) -> dict[str, np.ndarray] | None:
@@ -297,14 +308,16 @@ class parquet_source:
         if self._drop:
             return self._kept[number]
         n_rows = int(self._row_groups[number, 2])
-        return [min(SLICE_ROWS, n_rows - start) for start in range(0, n_rows, SLICE_ROWS)]
+        return [
+            min(self._slice_rows, n_rows - start) for start in range(0, n_rows, self._slice_rows)
+        ]
 
     def _in_order(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read row groups one after the other, from row ``start`` on."""
         for number in order:
             n_rows = sum(self._kept[number]) if self._drop else int(self._row_groups[number, 2])
             if start < n_rows:
-                yield from self._row_group(number, READ_ROWS, start)
+                yield from self._row_group(number, self._read_rows, start)
             start = max(0, start - n_rows)
 
     def _in_turn(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -321,7 +334,7 @@ class parquet_source:
                     continue
                 if start < slices[done]:
                     # What lies before ``start`` is counted, and only read within a row group.
-                    reader = reader or self._row_group(number, SLICE_ROWS, sum(slices[:done]))
+                    reader = reader or self._row_group(number, self._slice_rows, sum(slices[:done]))
                     block = next(reader)
                     yield {name: values[start:] for name, values in block.items()}
                 start = max(0, start - slices[done])
@@ -391,7 +404,7 @@ class parquet_source:
 
 
 @cached(
-    LRUCache(KEPT_FOOTERS, getsizeof=lambda footer: max(1, footer.num_row_groups)),
+    LRUCache(KEPT_FOOTERS, getsizeof=lambda footer: 1 + footer.num_row_groups * footer.num_columns),
     lock=threading.Lock(),
 )
 def _footer(file: Path, stamp: tuple[int, int]) -> Any:
@@ -448,12 +461,11 @@ def _expand(place: Path) -> list[Path]:
     raise FileNotFoundError(f"no Parquet file or folder at {place}.")
 
 
-def _numpy_dtype(schema: Any, name: str, file: Path) -> np.dtype:
+def _numpy_dtype(schema: Any, counts: Counter, name: str, file: Path) -> np.dtype:
     import pyarrow.types as pt
 
-    count = schema.names.count(name)
-    if count != 1:
-        trouble = "no column" if count == 0 else "more than one column"
+    if counts[name] != 1:
+        trouble = "no column" if counts[name] == 0 else "more than one column"
         raise ValueError(f"{file}: {trouble} {name!r}; it has {schema.names}.")
     arrow_type = schema.field(name).type
     if not (pt.is_integer(arrow_type) or pt.is_floating(arrow_type) or pt.is_boolean(arrow_type)):

@@ -14,8 +14,10 @@
 """Tables: the rows of a source with all their columns and types, and checksums of them."""
 
 import os
+import tempfile
 
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,12 @@ from pymc.streams.sources.parquet import (
 
 # Bytes decoded at a time, which is what fewer than READ_ROWS wide rows take.
 READ_BYTES = 2**23
+# Bytes that files are read in, for all columns together and for one.
+BUFFER_BYTES, MIN_BUFFER, MAX_BUFFER = 2**22, 2**12, 2**16
+# Bytes of a page, and of a dictionary, that a reader holds for a column, as most writers make them;
+# and how many it may hold for all columns. Of more, only a few columns are decoded at a time.
+PAGE_BYTES = 2**20
+MAX_PAGES_BYTES = 2**26
 # Rows hashed at a time: what fits into a CPU's cache.
 HASH_ROWS = 32_768
 HASH_OF_NULL = 0x9E3779B97F4A7C15
@@ -62,15 +70,18 @@ class FileTables:
     paths, files : list of Path
         Where the files were looked for, and the files.
     stamps : list of tuple
-        What tells whether a file has changed.
+        Size and time of each file, by which a change is noticed.
     identity : dict
-        What tells whether the rows are still those of an earlier time.
+        What differs if the rows are not those of an earlier time any more.
+    scratch : Path or None
+        Folder for temporary files; None for the system's.
     """
 
     def __init__(self, paths: list[Path]):
         import pyarrow as pa
 
         pq = import_parquet("pre_shuffle")
+        self.scratch: Path | None = None
         self.paths = paths
         self.files = find_files(paths)
         self.stamps = [stamp_of(file) for file in self.files]
@@ -87,6 +98,8 @@ class FileTables:
             self.n_rows += metadata.num_rows
             schemas.append(metadata.schema.to_arrow_schema())
             names, expected = schemas[-1].names, schemas[0].names
+            if not names:
+                raise ValueError(f"{file}: no columns.")
             if len(set(names)) < len(names) or set(names) != set(expected):
                 raise ValueError(
                     f"{file}: the columns are {names}, and should be those of {self.files[0]}, "
@@ -103,16 +116,57 @@ class FileTables:
         import pyarrow.parquet as pq
 
         schema = _plain(self.schema)
+        row_bytes = sum(map(width_of, schema.types))
+        buffer_bytes = min(MAX_BUFFER, max(MIN_BUFFER, BUFFER_BYTES // len(schema)))
         for file in self.files:
             # Read as it is decoded: a row group may be larger than memory.
-            with pq.ParquetFile(file, pre_buffer=False, buffer_size=2**16) as reader:
+            with pq.ParquetFile(file, pre_buffer=False, buffer_size=buffer_bytes) as reader:
                 for group in range(reader.num_row_groups):
                     size = reader.metadata.row_group(group)
-                    fitting = READ_BYTES * size.num_rows // max(1, size.total_byte_size)
-                    n_rows = max(1, min(READ_ROWS, fitting))
+                    n_bytes = max(1, size.total_byte_size, size.num_rows * row_bytes)
+                    n_rows = max(1, min(READ_ROWS, READ_BYTES * size.num_rows // n_bytes))
+                    where = f"{file}, row group {group}"
+                    if _pages_bytes(size) > MAX_PAGES_BYTES:
+                        n_columns = max(1, READ_BYTES * len(schema) // n_bytes)
+                        yield from self._by_columns(reader, group, n_rows, n_columns, where)
+                        continue
                     for batch in reader.iter_batches(n_rows, row_groups=[group], use_threads=False):
-                        table = pa.Table.from_batches([batch])
-                        yield _cast(table, schema, f"{file}, row group {group}")
+                        yield _cast(pa.Table.from_batches([batch]), schema, where)
+
+    def _by_columns(
+        self, reader: Any, group: int, n_rows: int, n_columns: int, where: str
+    ) -> Iterator[Any]:
+        """Read a row group, ``n_rows`` at a time, but decode it ``n_columns`` at a time."""
+        import pyarrow as pa
+
+        schema = _plain(self.schema)
+        fields = list(schema)
+        with ExitStack() as opened:
+            decoded = []
+            for start in range(0, len(fields), n_columns):
+                some = pa.schema(fields[start : start + n_columns])
+                table = reader.read_row_group(group, columns=some.names, use_threads=False)
+                table = _cast(table.select(some.names), some, where).combine_chunks()
+                file = opened.enter_context(tempfile.TemporaryFile(dir=self.scratch))
+                with pa.ipc.new_file(file, some) as writer:
+                    writer.write_table(table, max_chunksize=n_rows)
+                decoded.append(opened.enter_context(pa.ipc.open_file(file)))
+                del table
+            for i in range(decoded[0].num_record_batches):
+                batches = [part.get_batch(i) for part in decoded]
+                columns = [column for batch in batches for column in batch.columns]
+                yield pa.Table.from_arrays(columns, schema=schema)
+
+
+def _pages_bytes(row_group: Any) -> int:
+    """Tell what a reader holds that decodes all columns of a row group together."""
+    if row_group.total_byte_size <= MAX_PAGES_BYTES:
+        return row_group.total_byte_size
+    columns = map(row_group.column, range(row_group.num_columns))
+    return sum(
+        min(column.total_uncompressed_size, PAGE_BYTES * (1 + column.has_dictionary_page))
+        for column in columns
+    )
 
 
 class BlockTables:
@@ -130,6 +184,7 @@ class BlockTables:
         self.paths: list[Path] = []
         self.files: list[Path] = []
         self.stamps: list[tuple[int, int]] = []
+        self.scratch: Path | None = None
         self.identity: dict | None = None
         self.n_rows: int | None = None
         self._columns: tuple[str, ...] | None = None
@@ -140,7 +195,7 @@ class BlockTables:
             self._open = source.in_file_order
         elif isinstance(source, Mapping):
             self.n_rows = max(map(len, source.values()), default=0)
-            self._open = lambda: _slices(source)
+            self._open = lambda: [source]
         elif is_arrow(source) or isinstance(source, pd.DataFrame):
             table = pa.table(source) if is_arrow(source) else _from_pandas(source)
             self.n_rows = table.num_rows
@@ -150,13 +205,18 @@ class BlockTables:
             self.n_rows, self._columns = blocks.n_rows, blocks.columns
 
     def __iter__(self) -> Generator[Any, None, None]:
+        plain = None
         for i, block in enumerate(self._open()):
-            table = self._table(block, f"block {i}")
-            if table.num_rows == 0:  # whose types may be anything
-                continue
-            if self.schema is None:
-                self.schema = _as_parquet(table.schema)
-            yield _cast(table, _plain(self.schema), f"block {i}")
+            for part in _slices(block):
+                table = self._table(part, f"block {i}")
+                if table.num_columns == 0:
+                    raise ValueError(f"block {i}: no columns.")
+                if table.num_rows == 0:  # whose types may be anything
+                    continue
+                if plain is None:
+                    self.schema = _as_parquet(table.schema)
+                    plain = _plain(self.schema)
+                yield _cast(table, plain, f"block {i}")
 
     def _table(self, block: Any, where: str) -> Any:
         import pyarrow as pa
@@ -203,11 +263,36 @@ def _arrow(values: Any, where: str) -> Any:
         raise TypeError(f"{where}: no column of a table: {error}") from error
 
 
-def _slices(columns: Mapping) -> Iterator[dict]:
-    # Before pandas 3, a slice of a Series could go by its index.
-    arrays = {name: getattr(values, "iloc", values) for name, values in columns.items()}
-    for start in range(0, max(map(len, columns.values()), default=0), READ_ROWS):
-        yield {name: values[start : start + READ_ROWS] for name, values in arrays.items()}
+def _slices(block: Any) -> Iterator[Any]:
+    """Cut arrays into views of as many rows as may be copied at a time."""
+    if isinstance(block, np.ndarray) and block.ndim:
+        n_rows, row_bytes = len(block), block.nbytes // max(1, len(block))
+    elif isinstance(block, Mapping):
+        n_rows = max(map(_length, block.values()), default=0)
+        dtypes = [getattr(values, "dtype", None) for values in block.values()]
+        row_bytes = sum(getattr(dtype, "itemsize", 8) for dtype in dtypes)
+    else:
+        yield block
+        return
+    step = max(1, min(READ_ROWS, READ_BYTES // max(1, row_bytes)))
+    if n_rows <= step:
+        yield block
+        return
+    for start in range(0, n_rows, step):
+        rows = slice(start, start + step)
+        if isinstance(block, Mapping):
+            # Before pandas 3, a slice of a Series could go by its index.
+            columns: dict[Any, Any] = {n: getattr(c, "iloc", c) for n, c in block.items()}
+            yield {name: column[rows] for name, column in columns.items()}
+        else:
+            yield block[rows]
+
+
+def _length(column: Any) -> int:
+    try:
+        return len(column)
+    except TypeError:  # a number, which is no column
+        return 1
 
 
 def numeric_columns(schema: Any) -> list[str]:
@@ -266,6 +351,8 @@ def _cast(table: Any, schema: Any, where: str) -> Any:
     names, expected = table.schema.names, schema.names
     if len(set(names)) < len(names) or set(names) != set(expected):
         raise ValueError(f"{where}: the columns are {names}, and should be {expected}, each once.")
+    if table.schema.equals(schema):
+        return table
     try:
         return table.select(expected).cast(schema)
     except pa.ArrowException as error:
@@ -293,31 +380,63 @@ class Contents:
     def add(self, table: Any) -> None:
         """Count the rows of a pyarrow table in."""
         self.n_rows += table.num_rows
+        names = table.schema.names
         for batch in table.to_batches(max_chunksize=HASH_ROWS):
             rows = np.zeros(batch.num_rows, dtype=np.uint64)
-            for name, column in zip(batch.schema.names, batch.columns):
-                hashes = _hashes(column)
-                rows = rows * ROW_FACTOR + hashes
-                self.columns[name] = (self.columns.get(name, 0) + int(hashes.sum())) % 2**64
+            columns = batch.columns
+            # Of a few rows many columns, as each call takes its time.
+            step = max(1, HASH_ROWS // batch.num_rows)
+            for start in range(0, len(columns), step):
+                hashes = _hashes(columns[start : start + step])
+                for of_column in hashes:
+                    rows *= ROW_FACTOR
+                    rows += of_column
+                for name, total in zip(names[start:], hashes.sum(axis=1).tolist()):
+                    self.columns[name] = (self.columns.get(name, 0) + total) % 2**64
             self.rows = (self.rows + int(hash_array(rows).sum())) % 2**64
 
 
-def _hashes(column: Any) -> np.ndarray:
-    """Hash each value of an Arrow array to an unsigned 64-bit integer."""
-    import pyarrow as pa
+def _hashes(columns: list[Any]) -> np.ndarray:
+    """Hash each value of Arrow arrays of one length to an unsigned 64-bit integer."""
+    values = np.zeros((len(columns), len(columns[0])), dtype=np.uint64)
+    of_fixed_width = [width_of(column.type) > 0 for column in columns]
+    for j, column in enumerate(columns):
+        if of_fixed_width[j]:
+            values[j] = bits_of(column)
+    hashes = hash_array(values.reshape(-1)).reshape(values.shape)
+    for j, column in enumerate(columns):
+        if not of_fixed_width[j]:
+            hashes[j] = hash_array(_texts(column))
+        if column.null_count:
+            hashes[j, column.is_null().to_numpy(zero_copy_only=False)] = HASH_OF_NULL
+    return hashes
+
+
+def _texts(column: Any) -> np.ndarray:
+    """Return the values of an Arrow array as objects that can be hashed."""
     import pyarrow.types as pt
 
-    kind = column.type
+    if pt.is_string(column.type) or pt.is_large_string(column.type):
+        return column.fill_null("").to_numpy(zero_copy_only=False)
+    return np.array([repr(value) for value in column.to_pylist()], dtype=object)
+
+
+def width_of(kind: Any) -> int:
+    """Return the bytes of each value of an Arrow type, or 0 if there is no such number."""
+    import pyarrow.types as pt
+
     if pt.is_boolean(kind):
-        values = column.fill_null(False).to_numpy(zero_copy_only=False)
-    elif pt.is_primitive(kind) and kind.bit_width in (8, 16, 32, 64):
-        bits = column.view(getattr(pa, f"uint{kind.bit_width}")())
-        values = (bits.fill_null(0) if bits.null_count else bits).to_numpy()
-    elif pt.is_string(kind) or pt.is_large_string(kind):
-        values = column.fill_null("").to_numpy(zero_copy_only=False)
-    else:
-        values = np.array([repr(value) for value in column.to_pylist()], dtype=object)
-    hashes = hash_array(values)
-    if column.null_count:
-        hashes[column.is_null().to_numpy(zero_copy_only=False)] = HASH_OF_NULL
-    return hashes
+        return 1
+    return kind.bit_width // 8 if pt.is_primitive(kind) and kind.bit_width <= 64 else 0
+
+
+def bits_of(column: Any) -> np.ndarray:
+    """Return an Arrow array of fixed width as unsigned integers; those of nulls mean nothing."""
+    import pyarrow.types as pt
+
+    if pt.is_boolean(column.type):
+        filled = column.fill_null(False) if column.null_count else column
+        return filled.to_numpy(zero_copy_only=False).view(np.uint8)
+    width = column.type.bit_width // 8
+    values = column.buffers()[1]
+    return np.frombuffer(values, f"u{width}", len(column), column.offset * width)

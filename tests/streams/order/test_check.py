@@ -11,7 +11,7 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
-"""Fair streams raise no alarm, ordered ones do: the lists that the thresholds were chosen with."""
+"""Streams in random order raise no alarm, ordered ones do: the lists that the thresholds were chosen with."""
 
 import warnings
 
@@ -49,7 +49,7 @@ def many_columns(rng, n):
     return {f"x{j}": rng.gamma(0.5, size=n) for j in range(20)}
 
 
-FAIR = [normal, heavy_tails, rare_labels, constants, dependent, many_columns]
+IN_RANDOM_ORDER = [normal, heavy_tails, rare_labels, constants, dependent, many_columns]
 
 
 def in_turn(values, key):
@@ -120,10 +120,10 @@ def warnings_of_an_epoch(source, batch_size):
 SHAPES = [(500, None, N), (500, 10_000, N), (64, 1000, 20_000), (50, 100, 400), (1, None, 3000)]
 
 
-@pytest.mark.parametrize("make", FAIR)
+@pytest.mark.parametrize("make", IN_RANDOM_ORDER)
 @pytest.mark.parametrize("batch_size, buffer_size, n", SHAPES)
 def test_no_false_alarm(make, batch_size, buffer_size, n):
-    for seed in range(7):  # 210 fair streams in all
+    for seed in range(7):  # 210 such streams in all
         source = make(np.random.default_rng(seed), n)
         if buffer_size is not None:
             source = shuffle_buffer(
@@ -146,7 +146,7 @@ def test_order_is_noticed_once(make, buffer_size):
 
 
 @pytest.mark.parametrize("make", ORDERED)
-def test_a_buffer_that_holds_all_rows_is_fair(make):
+def test_a_buffer_that_holds_all_rows_is_no_alarm(make):
     source = shuffle_buffer(
         make(np.random.default_rng(1), 20_000), buffer_size=20_000, batch_size=200, seed=1
     )
@@ -250,7 +250,7 @@ def test_drift_behind_heavy_tails():
 
 @pytest.mark.parametrize("n_batches", [2, 3, 7])
 def test_an_epoch_of_few_batches(n_batches):
-    """It is judged when it ends."""
+    """It is checked when it ends."""
     x = np.sort(np.random.default_rng(1).normal(size=n_batches * 1000))
     with pytest.warns(StreamOrderWarning, match=r"`array`"):
         ds = StreamingDataset(x, batch_size=1000)

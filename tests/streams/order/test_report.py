@@ -85,7 +85,7 @@ def test_raise_stops_before_the_first_step(sorted_folder):
 
 
 @pytest.mark.usefixtures("fail_on_warning")
-def test_the_order_in_which_batches_are_drawn_is_judged(sorted_folder, tmp_path):
+def test_the_order_in_which_batches_are_drawn_is_checked(sorted_folder, tmp_path):
     columns = ["x", "up"]
     shuffled = parquet_source(sorted_folder, columns=columns, shuffle_row_groups=True, seed=1)
     assert order_warnings(buffered(shuffled, 20_000), n_batches=600) == []
@@ -103,12 +103,28 @@ def test_too_few_row_groups_in_a_buffer(sorted_folder, buffer_size):
     [message] = order_warnings(buffered(source, buffer_size), n_batches=300)
     assert f"a batch is drawn from only {max(1, buffer_size // 1000)} of them" in message
     assert "A shuffle_buffer of 10,000 rows or more holds enough of them" in message
+    assert "shuffle_row_groups=True" not in message
     effect = float(message.split("varies ")[1].split(" times")[0])
     assert effect == pytest.approx(125 / max(1, buffer_size / 1000), rel=0.3)
 
 
+@pytest.mark.parametrize("shuffle_row_groups", [False, True])
+def test_a_wrapper_is_not_advised_to_do_what_it_may_do_already(sorted_folder, shuffle_row_groups):
+    def source():
+        files = parquet_source(
+            sorted_folder, columns=["x"], shuffle_row_groups=shuffle_row_groups, seed=1
+        )
+        return ({"x": block["x"][block["x"] > 0]} for block in files)
+
+    [message] = order_warnings(buffered(source, 2000), n_batches=150)
+    assert "shuffle_row_groups" not in message
+    assert 'pre_shuffle(source, "shuffled/", seed=0)' in message
+    assert "if the source reads its parts in random order, take a buffer that holds more" in message
+    assert 'check_order="ignore"' in message
+
+
 @pytest.mark.usefixtures("fail_on_warning")
-def test_few_row_groups_of_fair_rows(tmp_path):
+def test_few_row_groups_of_rows_in_random_order(tmp_path):
     for seed in range(20):
         rng = np.random.default_rng(seed)
         table = {
@@ -152,7 +168,7 @@ def test_order_of_ranges(ranges, ordered):
 
 
 @pytest.mark.parametrize("n_groups", [2, 3, 5, 8, 12, 20, 50, 500])
-def test_ranges_of_fair_rows_have_no_order(n_groups):
+def test_ranges_of_rows_in_random_order_have_no_order(n_groups):
     rng = np.random.default_rng(n_groups)
     for _ in range(200):
         draws = [

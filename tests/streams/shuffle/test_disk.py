@@ -31,6 +31,7 @@ from scipy.stats import chi2
 
 from pymc.streams.shuffle import disk
 from pymc.streams.shuffle.disk import MANIFEST, pre_shuffle
+from pymc.streams.shuffle.records import Records
 from pymc.streams.sources import tables
 from pymc.streams.sources.parquet import parquet_source
 from pymc.streams.sources.tables import Contents, FileTables
@@ -301,7 +302,11 @@ def test_files_without_rows_among_others(folder, out):
         (np.zeros((3, 2, 2)), TypeError, r"ndarray\(3, 2, 2\)\. Give blocks that map column names"),
         ({"text": np.array(["a"])}, TypeError, r"no column of numbers to stream: \['text'\]"),
         ({"x": np.zeros(0)}, ValueError, "the source has no rows"),
-        ({}, ValueError, "the source has no rows"),
+        ({}, ValueError, "block 0: no columns"),
+        ([{"x": [1]}, {}], ValueError, "block 1: no columns"),
+        ([np.zeros((5, 0))], ValueError, "block 0: no columns"),
+        (pd.DataFrame(index=range(5)), ValueError, "block 0: no columns"),
+        (pa.table({"x": [1]}).select([]), ValueError, "block 0: no columns"),
         ([], FileNotFoundError, "list of Parquet files is empty"),
         (iter([]), ValueError, "the source has no rows"),
         (5, TypeError, "a source is an iterable of blocks"),
@@ -535,6 +540,18 @@ def test_the_result_does_not_depend_on_which_thread_is_slow(folder, tmp_path, mo
         assert bytes_in(tmp_path / str(i)) == expected
 
 
+def peak_of_shuffling(source, destination, limit):
+    """Return the most bytes that Arrow held meanwhile."""
+    default = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(counting)
+    try:
+        shuffled(source, destination, memory_limit=limit)
+    finally:
+        pa.set_memory_pool(default)
+    return counting.max_memory()
+
+
 @pytest.mark.parametrize("step", ["write", "count"])
 def test_memory_is_bounded_whichever_thread_is_slow(tmp_path, out, monkeypatch, step):
     n, limit = 1_500_000, 32_000_000
@@ -544,14 +561,27 @@ def test_memory_is_bounded_whichever_thread_is_slow(tmp_path, out, monkeypatch, 
     pq.write_table(rows, tmp_path / "in.parquet", row_group_size=50_000)
     del rows
     make_slow(monkeypatch, *STEPS[step], seconds=0.05)
-    default = pa.default_memory_pool()
-    counting = pa.proxy_memory_pool(default)
-    pa.set_memory_pool(counting)
-    try:
-        shuffled(tmp_path / "in.parquet", out, memory_limit=limit)
-    finally:
-        pa.set_memory_pool(default)
-    assert counting.max_memory() < limit
+    assert peak_of_shuffling(tmp_path / "in.parquet", out, limit) < limit
+
+
+def test_memory_is_bounded_however_many_columns(tmp_path, out, monkeypatch):
+    """Even where a row group of a file is one page for each column."""
+    monkeypatch.setattr(tables, "MAX_PAGES_BYTES", 2**22)
+    n_columns, n, limit = 300, 16_000, 16_000_000
+    values = np.random.default_rng(1).normal(size=(n_columns, n))
+    assert values.nbytes > 2.3 * limit
+    rows = pa.table({f"x{i}": x for i, x in enumerate(values)})
+    pq.write_table(rows, tmp_path / "in.parquet", use_dictionary=False)
+    del rows
+    assert peak_of_shuffling(tmp_path / "in.parquet", out, limit) < 1.2 * limit
+
+
+def test_wide_rows_are_few_in_a_row_group_and_in_a_file(out, monkeypatch):
+    monkeypatch.setattr(disk, "COLUMNS_IN_FILE", 60)
+    monkeypatch.setattr(disk, "ROW_GROUP_ROWS", 10)
+    shuffled({f"x{i}": np.arange(100) for i in range(20)}, out)
+    n_groups = [pq.read_metadata(file).num_row_groups for file in sorted(out.glob("*.parquet"))]
+    assert n_groups == [3, 3, 3, 1]
 
 
 # A destination that exists
@@ -868,15 +898,14 @@ def forget_a_null(table):
     "damage",
     [drop_a_row, double_a_row, replace_a_row, change_a_value, roll_a_column, forget_a_null],
 )
-@pytest.mark.parametrize("step", ["_shuffled", "_row_groups"])
+@pytest.mark.parametrize("step", ["pack", "unpack"])
 def test_rows_that_are_lost_or_altered_are_noticed(tmp_path, out, monkeypatch, damage, step):
-    work = getattr(disk, step)
+    work = getattr(Records, step)
 
-    def damaged(*args):
-        for i, table in enumerate(work(*args)):
-            yield damage(table) if i == 0 else table
+    def damaged(records, table):
+        return work(records, damage(table)) if step == "pack" else damage(work(records, table))
 
-    monkeypatch.setattr(disk, step, damaged)
+    monkeypatch.setattr(Records, step, damaged)
     table = table_of(0, N)
     table = table.set_column(2, "text", [[None, *table["text"].to_pylist()[1:]]])
     with pytest.raises(RuntimeError, match="rows that were written are not those of the source"):
@@ -893,16 +922,77 @@ def test_a_file_that_is_altered_once_it_is_written_is_noticed(
     write_files = disk._write_files
 
     def damaged(*args):
-        for i, file in enumerate(write_files(*args)):
+        for i, (file, n_rows) in enumerate(write_files(*args)):
             if i == n_before:
                 table = pq.read_table(file)
                 pq.write_table(change_a_value(table), file)
-            yield file
+            yield file, n_rows
 
     monkeypatch.setattr(disk, "_write_files", damaged)
     with pytest.raises(RuntimeError, match="rows that were written are not those of the source"):
         shuffled(folder, out)
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def count_row_groups(monkeypatch):
+    """Write 100 files of one row group each, and list those that were written."""
+    monkeypatch.setattr(disk, "ROW_GROUP_ROWS", 1)
+    monkeypatch.setattr(disk, "ROW_GROUPS_IN_FILE", 1)
+    write_table, written = pq.ParquetWriter.write_table, []
+
+    def counting(self, table, **kwargs):
+        if table.num_rows:  # a schema is written as well
+            written.append(table.num_rows)
+        time.sleep(0.002)
+        write_table(self, table, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", counting)
+    return written
+
+
+def test_an_error_of_the_check_ends_the_writing(tmp_path, out, monkeypatch):
+    written = count_row_groups(monkeypatch)
+
+    def fail(self, table):
+        if table.num_rows == 1:  # what was written, and not the source
+            raise OSError("cannot be read")
+        add(self, table)
+
+    add = Contents.add
+    monkeypatch.setattr(Contents, "add", fail)
+    with pytest.raises(OSError, match="cannot be read"):
+        shuffled(table_of(0, N), out)
+    assert len(written) < N / 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_fewer_rows_ends_the_writing(tmp_path, out, monkeypatch):
+    written = count_row_groups(monkeypatch)
+    write_files = disk._write_files
+
+    def damaged(*args):
+        for file, n_rows in write_files(*args):
+            pq.write_table(pq.read_table(file).slice(1), file)
+            yield file, n_rows
+
+    monkeypatch.setattr(disk, "_write_files", damaged)
+    with pytest.raises(RuntimeError, match=r"0 rows in part-00000\.parquet instead of 1"):
+        shuffled(table_of(0, N), out)
+    assert len(written) < N / 2
+
+
+def test_rows_beyond_those_of_the_source_are_not_written(out, monkeypatch):
+    written = count_row_groups(monkeypatch)
+    shuffled_rows = disk._shuffled
+
+    def endless(*args):
+        for table in shuffled_rows(*args):
+            yield from [table] * 10
+
+    monkeypatch.setattr(disk, "_shuffled", endless)
+    with pytest.raises(RuntimeError, match="101 rows or more instead of 100"):
+        shuffled(table_of(0, N), out)
+    assert len(written) == N + 1
 
 
 def test_the_manifest_records_what_was_done(folder, out):

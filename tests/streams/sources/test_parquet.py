@@ -298,3 +298,16 @@ def test_a_large_row_group_is_read_in_slices(tmp_path, shuffle_row_groups):
         n_rows += len(block["x"])
     assert n_rows == n
     assert max(held) < 12e6
+
+
+def test_a_file_without_columns(tmp_path):
+    pq.write_table(pa.table({"x": [1.0, 2.0]}).select([]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: no columns"):
+        parquet_source(tmp_path)
+
+
+def test_wide_rows_are_read_fewer_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("pymc.streams.sources.parquet.READ_BYTES", 8 * 20 * 50)
+    columns = {f"{j}": np.arange(1000.0) for j in range(20)}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert {len(block["0"]) for block in parquet_source(tmp_path)} == {50}

@@ -87,15 +87,20 @@ def joined(rows):
     return pa.concat_tables(list(rows))
 
 
+@pytest.mark.parametrize("max_pages_bytes", [2**26, 0], ids=["together", "by column"])
 @pytest.mark.parametrize("name", ARRAYS)
-def test_contents_are_the_same_after_writing_and_reading(tmp_path, name):
+def test_contents_are_the_same_after_writing_and_reading(
+    tmp_path, monkeypatch, name, max_pages_bytes
+):
+    monkeypatch.setattr(tables, "MAX_PAGES_BYTES", max_pages_bytes)
+    monkeypatch.setattr(tables, "READ_BYTES", 100)  # a few rows, and a column, at a time
     source = tables_of(pa.table({"x": range(N), "y": ARRAYS[name]}))
-    tables = list(source)
+    read = list(source)
     with pq.ParquetWriter(tmp_path / "a.parquet", source.schema) as writer:
-        writer.write_table(joined(tables).cast(source.schema))
+        writer.write_table(joined(read).cast(source.schema))
     written = tables_of(tmp_path)
     assert written.schema.types == source.schema.types
-    assert contents_of(written) == contents_of(tables)
+    assert contents_of(written) == contents_of(read)
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -186,6 +191,18 @@ def test_wide_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     assert max(sizes) <= 10_000 / (8 * 20)
 
 
+@pytest.mark.parametrize("kind", ["array", "mapping", "blocks"])
+def test_wide_arrays_are_copied_a_few_rows_at_a_time(monkeypatch, kind):
+    monkeypatch.setattr(tables, "READ_BYTES", 10_000)
+    array = np.random.default_rng(1).normal(size=(1000, 20))
+    block = dict(zip(map(str, range(20)), array.T))
+    source = {"array": array, "mapping": block, "blocks": [array, array]}[kind]
+    read = list(tables_of(source))
+    assert max(table.num_rows for table in read) == 10_000 // (8 * 20)
+    expected = np.concatenate(source) if kind == "blocks" else array
+    np.testing.assert_array_equal(np.column_stack(joined(read).columns), expected)
+
+
 def test_files_of_other_types_and_orders_are_joined(tmp_path):
     write(tmp_path / "a.parquet", {"x": np.arange(3, dtype="int8"), "y": [None] * 3})
     write(tmp_path / "b.parquet", {"y": ["a"], "x": [2**40]})
@@ -232,7 +249,9 @@ def test_columns_of_one_name(tmp_path):
 
 def test_bad_files(tmp_path):
     (tmp_path / "text.parquet").write_text("no parquet")
+    pq.write_table(pa.table({"x": [1]}).select([]), tmp_path / "empty.parquet")
     for path, error, match in [
+        (tmp_path / "empty.parquet", ValueError, r"empty\.parquet: no columns"),
         (tmp_path / "absent", FileNotFoundError, "no Parquet file or folder at"),
         (tmp_path / "text.parquet", ValueError, r"text\.parquet: not a readable Parquet file"),
         ([], FileNotFoundError, "list of Parquet files is empty"),
