@@ -18,13 +18,9 @@ import threading
 import time
 import weakref
 
-import numpy as np
 import pytest
 
 from pymc.streams.prefetch import Prefetch
-from pymc.variational.streaming import StreamingDataset, shuffle_buffer
-
-pytestmark = pytest.mark.filterwarnings("ignore::pymc.variational.streaming.StreamOrderWarning")
 
 
 def threads():
@@ -140,80 +136,6 @@ def test_close_lets_go_of_what_is_ready():
     assert made and not any(item() for item in made)
 
 
-def rows(n=20_000):
-    return {"x": np.arange(n), "y": np.arange(n) / 7}
-
-
-@pytest.mark.parametrize("batch_size", [1, 64, 1000])
-@pytest.mark.parametrize("slow", ["producer", "consumer", "neither"])
-def test_batches_do_not_depend_on_the_threads(batch_size, slow):
-    n_batches = 300
-
-    def source():
-        for start in range(0, 20_000, 1700):
-            if slow == "producer":
-                time.sleep(0.002)
-            yield {name: values[start : start + 1700] for name, values in rows().items()}
-
-    def batches(**kwargs):
-        buffered = shuffle_buffer(source, buffer_size=3000, batch_size=batch_size, seed=1)
-        ds = StreamingDataset(buffered, batch_size=batch_size, **kwargs)
-        taken = []
-        for i in range(n_batches):
-            if slow == "consumer" and i % 10 == 0:
-                time.sleep(0.001)
-            taken.append(next(ds))
-        assert ds.batches_seen == n_batches
-        return np.stack(taken)
-
-    expected = batches(prefetch=0)
-    for prefetch in (None, 1, 5):
-        np.testing.assert_array_equal(batches(prefetch=prefetch), expected)
-
-
-def test_public_batches_are_those_of_the_stream():
-    """The stream takes larger blocks from a shuffle_buffer, in the same order."""
-    x = np.arange(10_000)
-    buffered = shuffle_buffer(x, buffer_size=3000, batch_size=100, seed=1)
-    expected = np.concatenate(list(buffered))
-    buffered = shuffle_buffer(x, buffer_size=3000, batch_size=100, seed=1)
-    ds = StreamingDataset(buffered, batch_size=100)
-    np.testing.assert_array_equal(np.concatenate([next(ds) for _ in range(100)]), expected)
-
-
-def test_a_batch_may_be_kept():
-    ds = StreamingDataset(rows(), batch_size=100)
-    kept = [(ds.advance(), ds.as_tensor().get_value(borrow=True))[1] for _ in range(100)]
-    np.testing.assert_array_equal(np.concatenate(kept)[:, 0], np.arange(10_000))
-
-
-def test_what_is_known_of_n_comes_with_the_batch():
-    """Reading ahead does not tell N before the epoch has ended for the reader."""
-    ds = StreamingDataset(lambda: iter([np.zeros(50)]), batch_size=10)
-    seen = []
-    for _ in range(8):
-        ds.advance()
-        seen.append(ds.total_size)
-    assert seen == [None] * 5 + [50] * 3
-
-
-def test_a_stream_goes_on_after_an_error():
-    broken = [True]
-
-    def source():
-        yield np.arange(10)
-        if broken:
-            raise OSError("lost")
-        yield np.arange(10, 20)
-
-    ds = StreamingDataset(source, batch_size=10)
-    ds.advance()
-    with pytest.raises(OSError, match=r"lost"):
-        ds.advance()
-    broken.clear()
-    assert [next(ds)[0] for _ in range(3)] == [10, 0, 10]
-
-
 def test_an_interrupt_loses_no_item():
     """A wait for the thread is interrupted at each bytecode of it in turn."""
     ahead = Prefetch(counting(1000), 5)
@@ -245,26 +167,6 @@ def test_an_interrupt_loses_no_item():
         taken.append(next(ahead))
     assert taken == list(range(100))
     assert 20 < interrupts < 100  # also waits that went through
-
-
-def test_prefetch_argument():
-    for wrong in (-1, 1.5, "much"):
-        with pytest.raises((TypeError, ValueError), match=r"prefetch"):
-            StreamingDataset(np.arange(10), batch_size=2, prefetch=wrong)
-    others = set(threads())
-    ds = StreamingDataset(np.arange(100), batch_size=2, prefetch=0)
-    next(ds), next(ds)
-    assert set(threads()) <= others
-
-
-def test_an_unused_stream_has_no_thread():
-    others = set(threads())
-    ds = StreamingDataset(np.arange(100), batch_size=2)
-    assert set(threads()) <= others
-    gone = weakref.ref(ds)
-    del ds
-    gc.collect()
-    assert gone() is None
 
 
 def test_the_interpreter_waits_for_threads_of_forgotten_streams():

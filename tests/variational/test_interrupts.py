@@ -13,12 +13,10 @@
 #   limitations under the License.
 """Ctrl-C in pm.fit: the approximation so far is returned, and nothing is half done."""
 
-import contextlib
 import os
 import random
 import signal
 import threading
-import time
 
 from contextlib import contextmanager
 from unittest import mock
@@ -35,7 +33,6 @@ from pymc.variational.interrupts import (
     interrupts_between_steps,
     let_interrupts_through,
 )
-from pymc.variational.streaming import StreamingDataset
 
 
 def interrupt():
@@ -51,39 +48,19 @@ def handler_of_sigint(handler):
         signal.signal(signal.SIGINT, before)
 
 
-def model_of(data, total_size=100_000):
-    with pm.Model() as model:
-        b = pm.Normal("b", shape=2)
-        x, y = (data[:, :2], data[:, 2]) if not isinstance(data, list) else data
-        pm.Normal("y", x[:, 0] * b[0] + x[:, 1] * b[1], 1, observed=y, total_size=total_size)
-    return model
-
-
-def numbers_model(*sources, **kwargs):
-    """Observe each source through a stream of its own."""
-    streams = [StreamingDataset(source, batch_size=10, **kwargs) for source in sources]
-    with pm.Model() as model:
-        mu = pm.Normal("mu", 0, 1000)
-        for i, ds in enumerate(streams):
-            pm.Normal(f"y{i}", mu, 1, observed=ds.as_tensor(), total_size=100)
-    return model, streams
-
-
 class Fit:
     """A fit that counts its steps in the compiled function, and can be interrupted in mid-fit."""
 
-    def __init__(self, streamed, score, progressbar, **kwargs):
+    def __init__(self, score, progressbar, **kwargs):
         rows = np.random.default_rng(1).normal(size=(100_000, 3))
-        self.stream = StreamingDataset(rows, batch_size=64) if streamed else None
-        data = (
-            self.stream.as_tensor()
-            if streamed
-            else pm.Minibatch(rows[:, :2], rows[:, 2], batch_size=64)
-        )
+        x, y = pm.Minibatch(rows[:, :2], rows[:, 2], batch_size=64)
         self.n_steps = pytensor.shared(0)
         self.kwargs = kwargs | {"score": score, "more_updates": {self.n_steps: self.n_steps + 1}}
         self.progressbar = progressbar
-        with model_of(data):
+        with pm.Model():
+            b = pm.Normal("b", shape=2)
+            mu = x[:, 0] * b[0] + x[:, 1] * b[1]
+            pm.Normal("y", mu, 1, observed=y, total_size=100_000)
             self.inference = pm.ADVI(random_seed=1)
 
     def run(self, n, callbacks=()):
@@ -99,8 +76,8 @@ class Fit:
         return [param.get_value() for param in self.inference.approx.params]
 
 
-def check_random_interrupts(n_interrupts, streamed, score, progressbar, **kwargs):
-    fit = Fit(streamed, score, progressbar, **kwargs)
+def check_random_interrupts(n_interrupts, score, progressbar, **kwargs):
+    fit = Fit(score, progressbar, **kwargs)
     delays = random.Random(1)
     timers = []
 
@@ -116,30 +93,23 @@ def check_random_interrupts(n_interrupts, streamed, score, progressbar, **kwargs
         steps = int(fit.n_steps.get_value())
         assert fit.inference.state.i == steps
         assert len(fit.inference.hist) == len(fit.inference.approx.hist) == (steps if score else 0)
-        if streamed:
-            assert fit.stream.batches_seen - fit.stream._fresh == steps
     # What the interrupts have left is what a run without any gives, to the last bit.
-    whole = Fit(streamed, score, progressbar=False, **kwargs)
+    whole = Fit(score, progressbar=False, **kwargs)
     whole.run(steps)
     np.testing.assert_array_equal(whole.inference.hist, fit.inference.hist)
     np.testing.assert_array_equal(whole.result, fit.result)
 
 
-@pytest.mark.parametrize(
-    "streamed, score, progressbar",
-    [(True, True, True), (False, False, False)],
-)
-def test_random_interrupts(streamed, score, progressbar):
-    check_random_interrupts(10, streamed, score, progressbar)
+def test_random_interrupts():
+    check_random_interrupts(10, score=False, progressbar=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numba", "c", "jax"])
 @pytest.mark.parametrize("progressbar", [True, False])
 @pytest.mark.parametrize("score", [True, False])
-@pytest.mark.parametrize("streamed", [True, False])
-def test_many_random_interrupts(streamed, score, progressbar, backend):
-    check_random_interrupts(200, streamed, score, progressbar, backend=backend)
+def test_many_random_interrupts(score, progressbar, backend):
+    check_random_interrupts(200, score, progressbar, backend=backend)
 
 
 @pytest.mark.parametrize("score", [True, False])
@@ -151,7 +121,7 @@ def test_interrupted_early(score):
         if i == at:
             signal.raise_signal(signal.SIGINT)
 
-    fit = Fit(streamed=False, score=score, progressbar=False)
+    fit = Fit(score=score, progressbar=False)
     fit.run(0, [callback])
     for n, stop in [(1, 1), (5, 1), (5, 4), (5, 5), (20, 1), (20, 15)]:
         before = fit.n_steps.get_value()
@@ -159,61 +129,17 @@ def test_interrupted_early(score):
         fit.run(n)
         assert fit.n_steps.get_value() == fit.inference.state.i == before + stop
         assert len(fit.inference.hist) == score * (before + stop)
-    with mock.patch.object(
-        inference,
-        "streams_of",
-        lambda *args: contextlib.nullcontext(signal.raise_signal(signal.SIGINT)),
-    ):
+
+    def interrupt_before_a_step():
+        signal.raise_signal(signal.SIGINT)
+        let_interrupts_through()
+
+    with mock.patch.object(inference, "let_interrupts_through", interrupt_before_a_step):
         with mock.patch.object(inference.logger, "info") as info:
             for n in (1, 20):
                 fit.run(n)
     assert fit.n_steps.get_value() == before + stop
     assert not score or "Interrupted at 0 [0%]" in info.call_args.args[0]
-
-
-@pytest.mark.parametrize("prefetch", [None, 0])
-def test_a_source_that_hangs_can_be_interrupted(prefetch):
-    hangs = threading.Event()
-
-    def source():
-        yield np.zeros(30)
-        if not hangs.is_set():
-            hangs.set()
-            threading.Event().wait(20)
-        yield np.ones(70)
-
-    def interrupt_when_it_hangs():
-        hangs.wait(10)
-        time.sleep(0.1)
-        interrupt()
-
-    model, [ds] = numbers_model(source, prefetch=prefetch)
-    thread = threading.Thread(target=interrupt_when_it_hangs)
-    thread.start()
-    start = time.monotonic()
-    with model:
-        approx = pm.fit(50, progressbar=False)
-    thread.join()
-    assert time.monotonic() - start < 15
-    assert len(approx.hist) == ds.batches_seen == 3
-
-
-def test_no_stream_loses_a_batch_where_another_one_is_interrupted():
-    interrupts = [signal.SIGINT]
-
-    def source():
-        yield np.zeros(30)
-        if interrupts:
-            signal.raise_signal(interrupts.pop())
-        yield np.ones(70)
-
-    model, [one, other] = numbers_model(np.arange(100), source, prefetch=0)
-    with model:
-        fit = pm.ADVI(random_seed=1)
-        fit.fit(5, progressbar=False)
-        assert len(fit.hist) == 3
-        fit.refine(4, progressbar=False)
-    assert len(fit.hist) == one.batches_seen == other.batches_seen == 7
 
 
 @pytest.mark.parametrize(
@@ -229,7 +155,7 @@ def test_a_callback_that_raises(error, score):
         if i == 3:
             raise error
 
-    fit = Fit(streamed=False, score=score, progressbar=False)
+    fit = Fit(score=score, progressbar=False)
     if isinstance(error, OSError):
         with pytest.raises(OSError, match="lost"):
             fit.run(10, [callback])
@@ -240,58 +166,6 @@ def test_a_callback_that_raises(error, score):
     hist = fit.inference.hist
     assert len(hist) == len(fit.inference.approx.hist) == score * len(seen)
     assert np.isfinite(hist).all()
-
-
-def test_the_losses_before_an_error_of_the_source_are_kept():
-    def source():
-        yield np.zeros(30)
-        raise OSError("lost")
-
-    model, _ = numbers_model(source)
-    with model:
-        fit = pm.ADVI(random_seed=1)
-        with pytest.raises(OSError, match="lost"):
-            fit.fit(10, progressbar=False)
-    assert len(fit.hist) == len(fit.approx.hist) == 3
-
-
-def test_a_nan_ends_the_fit_and_is_no_loss():
-    model, _ = numbers_model(np.zeros(100))
-    with model:
-        fit = pm.ADVI(random_seed=1)
-        [param, *_] = fit.approx.params
-
-        def callback(approx, losses, i):
-            if i == 3:
-                param.set_value(np.full_like(param.get_value(), np.nan))
-
-        with pytest.raises(FloatingPointError):
-            fit.fit(10, progressbar=False, callbacks=[callback])
-    assert len(fit.hist) == len(fit.approx.hist) == 3
-
-
-def test_run_profiling_streams():
-    model, [ds] = numbers_model(np.arange(100))
-    with model:
-        profile = pm.ADVI().run_profiling(7)
-    assert ds.batches_seen == profile.fct_callcount == 7
-    with pm.Model():
-        mu = pm.Normal("mu")
-        pm.Normal("y", mu, 1, observed=ds.as_tensor())
-        with pytest.raises(ValueError, match="without total_size"):
-            pm.ADVI().run_profiling(7)
-
-
-def test_run_profiling_ends_with_the_stream_or_an_interrupt():
-    def source():
-        yield np.zeros(30)
-        signal.raise_signal(signal.SIGINT)
-
-    for of, n_batches in ((source, 3), (iter([np.zeros(50)]), 5)):
-        model, [ds] = numbers_model(of, prefetch=0)
-        ended = contextlib.nullcontext() if of is source else pytest.warns(match="has ended")
-        with model, ended:
-            assert pm.ADVI().run_profiling(10).fct_callcount == ds.batches_seen == n_batches
 
 
 def test_signals_are_held_back_between_steps():

@@ -37,11 +37,6 @@ def model_of(ds, total_size="auto"):
     return model
 
 
-def first_rows(ds, seen):
-    """Return a callback that notes which batch the step has used."""
-    return lambda *args: seen.append(int(ds.as_tensor().get_value()[0]))
-
-
 fit_kwargs = {"progressbar": False, "random_seed": 1}
 
 
@@ -126,7 +121,7 @@ def test_a_stream_that_another_model_scales_is_still_said():
 
 @pytest.mark.parametrize("of", ["the rows", "the parameters"])
 def test_a_potential_beside_an_observed_variable_is_said(of):
-    ds = numbered(check_order="ignore")
+    ds = numbered(n=10)
     with model_of(ds) as model:
         term = ds.as_tensor().sum() if of == "the rows" else pt.zeros(())
         pm.Potential("p", model["mu"] * term)
@@ -234,6 +229,15 @@ def test_a_one_shot_iterator_that_lasts_is_silent(fail_on_warning):
     assert len(approx.hist) == 5
 
 
+@pytest.mark.parametrize("one_shot", [True, False])
+def test_the_end_of_a_fit_says_why_the_stream_has_ended(one_shot):
+    source = iter([np.zeros(100)]) if one_shot else np.zeros(100)
+    ds = StreamingDataset(source, batch_size=10, cycle=False)
+    why = "The source can be read only once" if one_shot else "With cycle=True it goes on"
+    with model_of(ds, 100), pytest.warns(UserWarning, match=rf"10 of 20 steps .* {why}"):
+        pm.fit(20, progressbar=False)
+
+
 TABLE = {"g": np.arange(1000) % 5, "h": np.arange(1000) % 7, "y": np.zeros(1000)}
 
 
@@ -259,12 +263,32 @@ TABLE = {"g": np.arange(1000) % 5, "h": np.arange(1000) % 7, "y": np.zeros(1000)
     ],
 )
 def test_columns_that_are_indices_have_bounds(lookup, bounds):
-    ds = StreamingDataset(lambda: [TABLE], batch_size=10, total_size=1000, check_order="ignore")
+    ds = StreamingDataset(lambda: [TABLE], batch_size=10, total_size=1000)
     with pm.Model() as model:
         effect = pm.HalfNormal("effect", shape=(5, 8))
         pm.Normal("y", lookup(effect, ds), 1, observed=ds["y"], total_size=1000)
     check_streams(model)
     assert ds._index_bounds == bounds
+
+
+@pytest.mark.parametrize("wrong", [7, -1])
+def test_an_index_without_an_entry_is_an_error(wrong):
+    group = np.arange(100) % 5
+    group[57] = wrong
+    rows = {"g": group, "y": np.zeros(100)}
+    ds = StreamingDataset(rows, batch_size=10, name="rows")
+    ds._set_index_bounds({(0, 0): (5, "effect")})
+    for _ in range(5):
+        ds.advance()
+    for _ in range(2):  # it does not go on without these rows
+        with pytest.raises(
+            ValueError, match=rf"stream 'rows', column 'g': the value {wrong} .*`effect`, .* 0 to 4"
+        ):
+            ds.advance()
+    assert ds.batches_seen == 5
+    first = StreamingDataset({"g": np.full(10, wrong)}, batch_size=10)
+    with pytest.raises(ValueError, match=r"`effect`"):
+        first._set_index_bounds({(0, 0): (5, "effect")})
 
 
 @pytest.mark.parametrize("wrong", [7, -7])
@@ -273,7 +297,7 @@ def test_an_index_that_is_computed_is_checked_too(wrong, in_first_batch):
     group = np.arange(100) % 5 + 1
     group[5 if in_first_batch else 57] = wrong
     rows = {"g": group, "y": np.zeros(100)}
-    ds = StreamingDataset(rows, batch_size=10, name="rows", check_order="ignore")
+    ds = StreamingDataset(rows, batch_size=10, name="rows")
     with pm.Model():
         effect = pm.Normal("effect", shape=5)
         pm.Normal("y", effect[ds["g"] - 1], 1, observed=ds["y"], total_size=100)
@@ -297,9 +321,7 @@ def test_an_index_without_an_entry_stops_a_fit():
 
 def test_bounds_of_tuple_blocks_and_of_the_last_model():
     pixels, levels = np.zeros((100, 300), dtype="uint8"), np.arange(100, dtype="uint8") % 5
-    ds = StreamingDataset(
-        lambda: [(pixels, levels)], batch_size=10, dtype="uint8", check_order="ignore"
-    )
+    ds = StreamingDataset(lambda: [(pixels, levels)], batch_size=10, dtype="uint8")
     x, g = ds.as_tensor()
     for index, size, place in ((g, 5, (1, 0)), (x[:, 299], 7, (0, 299))):
         with pm.Model() as model:

@@ -27,26 +27,6 @@ from pymc.data import MinibatchOp
 from pymc.model.transform.basic import remove_minibatched_nodes
 from pymc.variational.opvi import NotImplementedInference
 from pymc.variational.stream_minibatch import is_stream_source
-from pymc.variational.streaming import StreamingDataset, shuffle_buffer
-
-
-def numbered(n=1000, batch_size=10, **kwargs):
-    """Stream the numbers 0, 1, 2, ... in order, so that a batch tells which one it is."""
-    return StreamingDataset(np.arange(n), batch_size=batch_size, **kwargs)
-
-
-def model_of(ds, total_size="auto"):
-    with pm.Model() as model:
-        mu = pm.Normal("mu", 0, 1000)
-        total_size = ds.total_size if total_size == "auto" else total_size
-        pm.Normal("y", mu, 1, observed=ds.as_tensor(), total_size=total_size)
-    return model
-
-
-def first_rows(ds, seen):
-    """Return a callback that notes which batch the step has used."""
-    return lambda *args: seen.append(int(ds.as_tensor().get_value()[0]))
-
 
 fit_kwargs = {"progressbar": False, "random_seed": 1}
 
@@ -61,10 +41,9 @@ def blocks_of(rows):
         lambda rows: lambda: iter(blocks_of(rows)),
         lambda rows: iter(blocks_of(rows)),
         lambda rows: (block for block in blocks_of(rows)),
-        lambda rows: shuffle_buffer(rows, buffer_size=100, batch_size=10, seed=1),
         lambda rows: {"a": rows[:, 0], "b": rows[:, 1]},
     ],
-    ids=["callable", "iterator", "generator", "shuffle_buffer", "mapping"],
+    ids=["callable", "iterator", "generator", "mapping"],
 )
 def test_minibatch_streams_sources(make):
     rows = np.arange(200.0).reshape(100, 2)
@@ -96,8 +75,6 @@ def test_minibatch_of_tuples_gives_tensors_that_advance_together():
 
 
 def test_minibatch_refuses_two_sources():
-    """S8."""
-
     def make():
         return [np.zeros(10)]
 
@@ -157,3 +134,23 @@ def test_memmap_is_in_memory_for_minibatch(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(6.0))
     batch = pm.Minibatch(np.load(tmp_path / "x.npy", mmap_mode="r"), batch_size=3)
     assert not hasattr(batch.owner.inputs[0].tag, "stream")
+
+
+def test_a_result_of_nothing_but_a_stream_has_no_observed_data():
+    batch = pm.Minibatch(lambda: [np.arange(100.0)], batch_size=10)
+    with pm.Model():
+        mu = pm.Normal("mu", 0, 10)
+        pm.Normal("y", mu, 1, observed=batch, total_size=100)
+        result = pm.fit(3, progressbar=False, random_seed=1).sample(5, random_seed=1)
+    assert list(result.observed_data) == []
+
+
+def test_prior_predictive_is_where_it_belongs():
+    observed = pm.Minibatch(lambda: [np.arange(100.0)], batch_size=10)
+    with pm.Model():
+        mu = pm.Normal("mu", 0, 10)
+        pm.Normal("y", mu, 1, observed=observed, total_size=100)
+        prior = pm.sample_prior_predictive(20, random_seed=1)
+    assert list(prior.prior) == ["mu"]
+    assert prior.prior_predictive["y"].shape == (1, 20, 10)
+    assert list(prior.observed_data) == []

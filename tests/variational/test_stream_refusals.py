@@ -129,13 +129,11 @@ def test_predictions_of_other_rows(fitted):
     assert sampled.posterior_predictive["y"].shape == (1, 5, 3)
 
 
-@pytest.mark.parametrize("form", ["dataset", "minibatch", "in memory"])
+@pytest.mark.parametrize("form", ["dataset", "in memory"])
 def test_prior_predictive_is_where_it_belongs(form):
     rows = np.arange(100.0)
     if form == "dataset":
         observed = StreamingDataset(rows, batch_size=10).as_tensor()
-    elif form == "minibatch":
-        observed = pm.Minibatch(lambda: [rows], batch_size=10)
     else:
         observed = rows[:10]
     with pm.Model():
@@ -144,7 +142,7 @@ def test_prior_predictive_is_where_it_belongs(form):
         prior = pm.sample_prior_predictive(20, random_seed=1)
     assert list(prior.prior) == ["mu"]
     assert prior.prior_predictive["y"].shape == (1, 20, 10)
-    assert list(prior.observed_data) == ([] if form != "in memory" else ["y"])
+    assert list(prior.observed_data) == ([] if form == "dataset" else ["y"])
 
 
 def test_a_plot_of_the_prior_predictive():
@@ -163,12 +161,3 @@ def test_the_result_of_a_fit_does_not_show_one_batch_as_the_data():
         result = pm.fit(3, progressbar=False, random_seed=1).sample(5, random_seed=1)
     assert list(result.observed_data) == ["in_memory"]
     assert result.posterior["mu"].sizes["draw"] == 5
-
-
-def test_a_result_of_nothing_but_a_stream_has_no_observed_data():
-    batch = pm.Minibatch(lambda: [np.arange(100.0)], batch_size=10)
-    with pm.Model():
-        mu = pm.Normal("mu", 0, 10)
-        pm.Normal("y", mu, 1, observed=batch, total_size=100)
-        result = pm.fit(3, progressbar=False, random_seed=1).sample(5, random_seed=1)
-    assert list(result.observed_data) == []

@@ -12,7 +12,6 @@
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
 import contextlib
-import doctest
 
 import numpy as np
 import pytensor
@@ -22,12 +21,8 @@ import pytest
 import pymc as pm
 
 from pymc.model.fgraph import clone_model
-from pymc.streams.shuffle import buffer
-from pymc.streams.sources import parquet
-from pymc.variational import streaming
 from pymc.variational.callbacks import Tracker
-from pymc.variational.stream_step import prepare_streams
-from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
+from pymc.variational.streaming import StreamingDataset
 
 
 def numbered(n=1000, batch_size=10, **kwargs):
@@ -196,36 +191,6 @@ def test_errors_of_the_source_stop_the_fit():
             pm.fit(5, **fit_kwargs)
 
 
-@pytest.mark.parametrize("n", [8, 20])
-@pytest.mark.parametrize("score", [True, False])
-def test_an_interrupted_fit_can_be_refined(n, score):
-    interrupts = [KeyboardInterrupt]
-
-    def source():
-        yield np.zeros(30)
-        if interrupts:
-            raise interrupts.pop()
-        yield np.ones(30)
-
-    ds = StreamingDataset(source, batch_size=10)
-    with model_of(ds, total_size=60):
-        inference = pm.ADVI(random_seed=1)
-        inference.fit(n, progressbar=False, score=score)
-        assert ds.batches_seen == 3
-        inference.refine(12, progressbar=False)
-    assert ds.batches_seen == 15
-    if score:
-        assert len(inference.hist) == 15
-
-
-@pytest.mark.parametrize("module", [streaming, buffer, parquet])
-def test_docstring_examples_run(module):
-    pytest.importorskip("pyarrow")
-    results = doctest.testmod(module)
-    assert results.attempted
-    assert not results.failed
-
-
 def test_logp_is_prior_plus_scaled_likelihood_of_the_batch():
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(1000, 2))
@@ -250,127 +215,6 @@ def test_logp_is_prior_plus_scaled_likelihood_of_the_batch():
             np.testing.assert_allclose(dlogp(point), slope, rtol=rtol)
         while ds.rows_streamed % 1000:  # to the end of the epoch
             ds.advance()
-
-
-def test_parquet_example_of_the_readme(tmp_path):
-    """The short form and the long form of the README, on files."""
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
-    rng = np.random.default_rng(1)
-    for i in range(4):
-        x = rng.normal(size=(5000, 3))
-        up = rng.random(5000) < 1 / (1 + np.exp(-x @ [1.0, -0.5, 0.25]))
-        names = ["mid", "spread", "imbalance"]
-        columns = {name: x[:, j].astype("float32") for j, name in enumerate(names)}
-        pq.write_table(pa.table(columns | {"up": up}), tmp_path / f"{i}.parquet")
-
-    def logistic(buf, n_rows):
-        b = pm.Normal("b", 0.0, 3.0, shape=4)
-        logit = b[0] + b[1] * buf[:, 0] + b[2] * buf[:, 1] + b[3] * buf[:, 2]
-        pm.Bernoulli("up", logit_p=logit, observed=buf[:, 3], total_size=n_rows)
-        return pm.fit(
-            3000, obj_optimizer=pm.adam(learning_rate=0.01), progressbar=False, random_seed=1
-        )
-
-    source = parquet_source(tmp_path, columns=["mid", "spread", "imbalance", "up"])
-    with pm.Model():
-        short = logistic(pm.Minibatch(source, batch_size=512), source.n_rows)
-    ds = StreamingDataset(
-        shuffle_buffer(parquet_source(tmp_path), buffer_size=5000, batch_size=512, seed=0),
-        batch_size=512,
-        sample_shape=(4,),
-        total_size="auto",
-    )
-    with pm.Model():
-        long = logistic(ds.as_tensor(), ds.total_size)
-    for approx in (short, long):
-        np.testing.assert_allclose(approx.mean.eval(), [0, 1, -0.5, 0.25], atol=0.1)
-
-
-def test_streamed_posterior_is_the_in_memory_one():
-    """N = 50,000, B = 256: as far from an in-memory fit as two in-memory fits are apart."""
-    n_rows, batch_size = 50_000, 256
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(n_rows, 3))
-    y = (rng.random(n_rows) < 1 / (1 + np.exp(-(0.3 + x @ [1.0, -0.5, 0.25])))).astype(float)
-
-    def fit(seed, streamed):
-        with pm.Model():
-            b = pm.Normal("b", 0.0, 3.0, shape=4)
-            if streamed:
-                source = shuffle_buffer(
-                    (x, y), buffer_size=10_000, batch_size=batch_size, seed=seed
-                )
-                features, labels = pm.Minibatch(source, batch_size=batch_size)
-            else:
-                features, labels = pm.Minibatch(x, y, batch_size=batch_size)
-            logit = b[0] + features @ b[1:]
-            pm.Bernoulli("y", logit_p=logit, observed=labels, total_size=n_rows)
-            # The iterates go on jumping about their mean: average them over the second half.
-            tracker = Tracker(
-                params=lambda approx, losses, i: [p.get_value() for p in approx.params]
-            )
-            pm.fit(
-                6000,
-                random_seed=seed,
-                obj_optimizer=pm.adam(learning_rate=0.003),
-                callbacks=[tracker],
-                progressbar=False,
-            )
-        return np.mean(tracker["params"][3000:], axis=0)
-
-    in_memory = np.array([fit(seed, streamed=False) for seed in range(3)])
-    streamed = np.array([fit(seed, streamed=True) for seed in range(10, 13)])
-    # Means and log-scales are compared each with their own noise floor: how far apart fits are
-    # that draw independently from memory.
-    floor = np.ptp(in_memory, axis=0).max(axis=-1)
-    difference = np.abs(streamed.mean(axis=0) - in_memory.mean(axis=0)).max(axis=-1)
-    assert (floor < [0.01, 0.2]).all(), floor
-    assert (difference < floor).all(), (difference, floor)
-
-
-def test_step_lets_other_threads_run():
-    """Without Python's lock, quick to call, with the same results; other modes stay as they are."""
-
-    def fit(**kwargs):
-        rng = np.random.default_rng(1)
-        ds = StreamingDataset(rng.normal(size=(1000, 2)), batch_size=100)
-        with pm.Model() as model:
-            b = pm.Normal("b")
-            batch = ds.as_tensor()
-            pm.Normal("y", b * batch[:, 0], 1, observed=batch[:, 1], total_size=1000)
-            inference = pm.ADVI(random_seed=1)
-            inference.fit(20, progressbar=False, **kwargs)
-        return inference, prepare_streams(model, kwargs.get("compile_kwargs", {}))
-
-    inference, compile_kwargs = fit()
-    assert "mode" in compile_kwargs
-    compiled = inference.state.step.vm.jit_fn
-    assert compiled.targetoptions["nogil"]
-    [types] = compiled.signatures
-    assert len(types) == len(inference.state.step.vm.inputs)  # and not one tuple
-    compiled, again = fit()[0].state.step.vm.jit_fn, fit()[0].state.step.vm.jit_fn
-    assert again.targetoptions["nogil"]
-    assert sum(again.stats.cache_hits.values()) == 1  # the linker's own entry
-    for mode in ("FAST_COMPILE", "JAX"):
-        other = {"mode": mode}
-        assert fit(compile_kwargs=other)[1] == other
-    np.testing.assert_allclose(inference.hist, fit(compile_kwargs={"mode": "FAST_COMPILE"})[0].hist)
-
-
-def test_a_step_function_of_ones_own():
-    """It is the one of pm.fit, and a model that pm.fit refuses is refused."""
-    ds = numbered()
-    with model_of(ds):
-        step = pm.ADVI(random_seed=1).objective.step_function(score=True)
-    losses = [(ds.advance(), float(step()))[1] for _ in range(5)]
-    assert step.vm.jit_fn.targetoptions["nogil"]
-    ds = numbered()
-    with model_of(ds):
-        np.testing.assert_allclose(pm.fit(5, **fit_kwargs).hist, losses)
-    with model_of(ds, total_size=None), pytest.raises(ValueError, match="without total_size"):
-        pm.ADVI().objective.step_function()
 
 
 @pytest.mark.parametrize("streamed", [True, False])

@@ -11,10 +11,7 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
-import gc
-import threading
-import tracemalloc
-import weakref
+
 
 import numpy as np
 import pytensor
@@ -23,7 +20,7 @@ import pytest
 
 from pytensor.compile.sharedvalue import SharedVariable
 
-from pymc.variational.streaming import StreamingDataset, shuffle_buffer
+from pymc.variational.streaming import StreamingDataset
 
 
 def value_of(ds):
@@ -70,7 +67,7 @@ def test_before_the_first_advance_the_buffer_holds_the_first_batch():
 
 
 def test_leftover_rows_open_the_next_epoch():
-    """S7: no row is left out, whatever the sizes."""
+    """No row is left out, whatever the sizes."""
     ds = StreamingDataset(np.arange(10), batch_size=4)
     rows = np.concatenate([next(ds) for _ in range(5)])
     assert np.bincount(rows.astype(int)).tolist() == [2] * 10
@@ -177,7 +174,7 @@ def test_tuples_advance_together():
 
 
 def test_integers_that_the_buffer_cannot_hold():
-    """S12: the column is named, at construction or in the middle of the stream."""
+    """The column is named, at construction or in the middle of the stream."""
     source = {"id": np.array([0, 2**53 + 1]), "x": np.zeros(2)}
     with pytest.raises(ValueError, match="column 'id': 9007199254740993"):
         StreamingDataset(source, batch_size=2)
@@ -203,7 +200,7 @@ def test_integers_in_named_columns_of_an_array():
 
 @pytensor.config.change_flags(floatX="float32")
 def test_float32():
-    """S12: a float32 buffer holds integers up to 2**24."""
+    """A float32 buffer holds integers up to 2**24."""
     ds = StreamingDataset({"n": np.array([2**24]), "x": np.array([0.1])}, batch_size=1)
     assert ds.as_tensor().dtype == "float32"
     assert ds["n"].eval().tolist() == [2**24]
@@ -222,7 +219,7 @@ def test_dtype():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite(value):
-    """S5: for any source, after preprocess_fn, which may fill them."""
+    """For any source, after preprocess_fn, which may fill them."""
     source = {"n": np.arange(4), "x": np.array([0.0, 1.0, 2.0, value])}
     ds = StreamingDataset([{"n": [1, 2], "x": [0.0, 1.0]}, source], batch_size=2)
     ds.advance()
@@ -274,6 +271,33 @@ def test_preprocess_fn_that_returns_an_array_leaves_no_names():
     assert ds.columns is None
 
 
+def test_preprocess_fn_keeps_the_names_of_an_array():
+    class Named:
+        columns = ("a", "b")
+
+        def __iter__(self):
+            yield np.arange(20.0).reshape(10, 2)
+
+    ds = StreamingDataset(Named(), batch_size=5, preprocess_fn=lambda x: x / 2)
+    assert ds.columns == ("a", "b")
+    fewer = StreamingDataset(Named(), batch_size=5, preprocess_fn=lambda x: x[:, :1])
+    assert fewer.columns is None
+
+
+def test_strings_for_preprocess_fn():
+    rows = {"carrier": np.array(["AA", "UA"] * 50), "y": np.arange(100.0)}
+
+    def encode(block):
+        return {"carrier": np.searchsorted(["AA", "UA"], block["carrier"]), "y": block["y"]}
+
+    for source in (rows, lambda: [rows]):
+        ds = StreamingDataset(source, batch_size=10, preprocess_fn=encode)
+        batch = next(ds)
+        np.testing.assert_array_equal(batch[:, 0], batch[:, 1] % 2)
+        with pytest.raises(TypeError, match="column 'carrier': not numeric"):
+            StreamingDataset(source, batch_size=10)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
@@ -314,8 +338,6 @@ def test_a_dataset_is_no_source():
 
 def test_total_size_from_the_source(fail_on_warning):
     assert StreamingDataset(np.zeros(10), batch_size=4).total_size == 10
-    shuffled = shuffle_buffer(np.zeros(10), buffer_size=10, batch_size=4)
-    assert StreamingDataset(shuffled, batch_size=4).total_size == 10
     ds = StreamingDataset(lambda: [np.zeros(10)], batch_size=4)
     assert ds.total_size is None
     for _ in range(4):
@@ -328,13 +350,11 @@ def test_total_size_from_the_source(fail_on_warning):
 
 
 def test_wrong_total_size_is_said_at_once_where_the_source_tells():
-    """S4."""
     with pytest.warns(UserWarning, match=r"total_size=1000 .*10\. .*too narrow.* total_size=10"):
         StreamingDataset(np.zeros(10), batch_size=4, total_size=1000)
 
 
 def test_wrong_total_size_is_said_after_an_epoch_elsewhere():
-    """S4."""
     ds = StreamingDataset(lambda: [np.zeros(10)], batch_size=5, total_size=7)
     ds.advance()
     ds.advance()
@@ -419,6 +439,37 @@ def test_an_interrupt_neither_doubles_rows_nor_changes_what_is_known(cycle, fail
         assert [next(ds)[0] for _ in range(2)] == [0, 1]
 
 
+N = 1000
+
+
+def function_of(sizes):
+    rows = np.arange(N)
+    return lambda: (rows[start : start + sizes] for start in range(0, N, sizes))
+
+
+def test_a_stream_that_ends_learns_n():
+    for source in (function_of(37), iter(list(function_of(37)()))):
+        ds = StreamingDataset(source, batch_size=30, cycle=False)
+        assert ds.total_size is None
+        assert len(list(ds)) == N // 30
+        assert ds.total_size == N
+    ds = StreamingDataset(function_of(37), batch_size=30, cycle=False, total_size=10)
+    with pytest.warns(UserWarning, match=r"total_size=10 .* is not the number of rows .*, 1000"):
+        list(ds)
+
+
+def test_iterating_again_starts_again(fail_on_warning):
+    for source in (np.arange(95), function_of(37), [np.arange(50), np.arange(45)]):
+        ds = StreamingDataset(source, batch_size=10, cycle=False)
+        first = np.array(list(ds))
+        assert len(first) == ds.total_size // 10
+        np.testing.assert_array_equal(np.array(list(ds)), first)
+    ds = StreamingDataset(iter([np.arange(95)]), batch_size=10, cycle=False)
+    assert len(list(ds)) == 9
+    with pytest.raises(TypeError, match="can be read only once"):
+        list(ds)
+
+
 def test_close():
     closed = []
 
@@ -437,67 +488,6 @@ def test_close():
         with pytest.raises(RuntimeError, match="'stream' is closed"):
             ds.advance()
     assert value_of(ds).tolist() == [0, 0]
-
-
-class Wrapper:
-    def __init__(self, source):
-        self._source = source
-
-    def __getattr__(self, name):
-        return getattr(self._source, name)
-
-    def __iter__(self):
-        return (block / block for block in self._source)
-
-
-class Divided(shuffle_buffer):
-    def __iter__(self):
-        return (block / block for block in super().__iter__())
-
-
-@pytest.mark.filterwarnings("ignore:invalid value encountered")
-@pytest.mark.parametrize(
-    "make", [lambda **sizes: Wrapper(shuffle_buffer(**sizes)), lambda **sizes: Divided(**sizes)]
-)
-def test_what_users_make_of_our_sources_is_read_and_checked(make):
-    ds = StreamingDataset(make(source=np.ones(100) * 3, buffer_size=10, batch_size=5), batch_size=5)
-    assert next(ds).tolist() == [1] * 5
-    with pytest.raises(ValueError, match=r"NaN or infinite"):
-        StreamingDataset(make(source=np.zeros(100), buffer_size=10, batch_size=5), batch_size=5)
-
-
-def test_nothing_is_left_behind():
-    others = set(threading.enumerate())
-    source = np.split(np.zeros(1000), 100)
-    ds = StreamingDataset(shuffle_buffer(source, buffer_size=100, batch_size=10), batch_size=10)
-    for _ in range(30):
-        ds.advance()
-    (thread,) = set(threading.enumerate()) - others
-    gone = weakref.ref(ds)
-    del ds
-    gc.collect()
-    assert gone() is None
-    thread.join(10)
-    assert not thread.is_alive()
-
-
-@pytest.mark.parametrize("prefetch", [None, 0])
-def test_memory_does_not_grow_with_steps(prefetch):
-    rows = {"x": np.zeros(5000), "y": np.zeros(5000)}
-    source = shuffle_buffer(rows, buffer_size=1000, batch_size=50, seed=1)
-    ds = StreamingDataset(source, batch_size=50, prefetch=prefetch)
-    tracemalloc.start()
-    try:
-        held = []
-        for _ in range(2):
-            for _ in range(10_000):
-                ds.advance()
-            gc.collect()
-            held.append(tracemalloc.get_traced_memory()[0])
-    finally:
-        tracemalloc.stop()
-    # What is ready goes up and down; a batch that stays each time would be 8 MB.
-    assert held[1] - held[0] < 5e6
 
 
 def test_callback_in_a_loop_of_ones_own():

@@ -14,7 +14,7 @@
 """Position: a stream that stops anywhere goes on as if it had not, and holds nothing meanwhile."""
 
 import copy
-import gc
+import doctest
 import json
 import multiprocessing
 import pickle
@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 
 import pymc as pm
 
+from pymc.variational import streaming
 from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
 
 pytestmark = pytest.mark.filterwarnings("ignore::pymc.variational.streaming.StreamOrderWarning")
@@ -335,6 +336,17 @@ def test_two_fits_with_one_seed_after_a_reset_are_the_same():
     assert means[0] == means[1] != means[2]
 
 
+def test_order_raises_after_a_reset_too():
+    rows = np.repeat(np.arange(10.0), 1000)
+    ds = StreamingDataset(rows, batch_size=100, check_order="raise")
+    for reset in (False, True):
+        if reset:
+            ds.reset()
+        with model_of(ds, 10_000):
+            with pytest.raises(pm.variational.streaming.StreamOrderWarning):
+                pm.fit(100, progressbar=False)
+
+
 @pytest.mark.parametrize(
     "dump", [pickle, cloudpickle, copy.deepcopy], ids=["pickle", "cloudpickle", "copy"]
 )
@@ -398,156 +410,7 @@ def test_a_stream_that_was_started_before_a_fork(kind, folder):
         np.testing.assert_array_equal(got, batches(ds, 5))
 
 
-# Streams that are read once
-
-
-def test_a_stream_that_ends_learns_n():
-    for source in (function_of(37), iter(list(function_of(37)()))):
-        ds = StreamingDataset(source, batch_size=30, cycle=False)
-        assert ds.total_size is None
-        assert len(list(ds)) == N // 30
-        assert ds.total_size == N
-    ds = StreamingDataset(function_of(37), batch_size=30, cycle=False, total_size=10)
-    with pytest.warns(UserWarning, match=r"total_size=10 .* is not the number of rows .*, 1000"):
-        list(ds)
-
-
-def test_iterating_again_starts_again(fail_on_warning):
-    for source in (np.arange(95), function_of(37), [np.arange(50), np.arange(45)]):
-        ds = StreamingDataset(source, batch_size=10, cycle=False)
-        first = np.array(list(ds))
-        assert len(first) == ds.total_size // 10
-        np.testing.assert_array_equal(np.array(list(ds)), first)
-    ds = StreamingDataset(iter([np.arange(95)]), batch_size=10, cycle=False)
-    assert len(list(ds)) == 9
-    with pytest.raises(TypeError, match="can be read only once"):
-        list(ds)
-
-
-@pytest.mark.parametrize("one_shot", [True, False])
-def test_the_end_of_a_fit_says_why_the_stream_has_ended(one_shot):
-    source = iter([np.zeros(100)]) if one_shot else np.zeros(100)
-    ds = StreamingDataset(source, batch_size=10, cycle=False)
-    why = "The source can be read only once" if one_shot else "With cycle=True it goes on"
-    with model_of(ds, 100), pytest.warns(UserWarning, match=rf"10 of 20 steps .* {why}"):
-        pm.fit(20, progressbar=False)
-
-
-# What is said of the order
-
-
-def test_order_of_a_stream_that_is_read_once_is_said_in_a_fit_only(recwarn):
-    rows = np.repeat(np.arange(10.0), 1000)
-    ds = StreamingDataset(rows, batch_size=100, cycle=False)
-    list(ds)
-    assert not recwarn.list
-    ds.reset()
-    with model_of(ds, 10_000), pytest.warns(pm.variational.streaming.StreamOrderWarning):
-        pm.fit(100, progressbar=False)
-
-
-def test_order_raises_in_each_fit():
-    rows = np.repeat(np.arange(10.0), 1000)
-    ds = StreamingDataset(rows, batch_size=100, check_order="raise")
-    with model_of(ds, 10_000):
-        for _ in range(2):
-            with pytest.raises(pm.variational.streaming.StreamOrderWarning):
-                pm.fit(100, progressbar=False)
-    ds.reset()
-    with model_of(ds, 10_000):
-        with pytest.raises(pm.variational.streaming.StreamOrderWarning):
-            pm.fit(100, progressbar=False)
-
-
-def sorted_blocks():
-    for i in range(10):
-        yield np.full(1000, float(i))
-
-
-@pytest.mark.parametrize(
-    ("source", "n", "warned"),
-    [
-        (sorted_blocks, 5, True),
-        (np.zeros(10_000), 50, True),
-        (np.zeros(10_000), 100, False),
-        (shuffle_buffer(np.zeros(10_000), buffer_size=1000, batch_size=100), 50, True),
-        (shuffle_buffer(np.zeros(10_000), buffer_size=10_000, batch_size=100), 50, False),
-    ],
-)
-def test_a_fit_of_part_of_an_epoch(source, n, warned, recwarn):
-    with model_of(StreamingDataset(source, batch_size=100), 10_000):
-        pm.fit(n, progressbar=False)
-    said = [str(warning.message) for warning in recwarn if "of an epoch" in str(warning.message)]
-    assert len(said) == warned
-    if warned:
-        assert f"{100 * n:,} of 10,000 rows were read so far ({n / 100:.2g} of an epoch)" in said[0]
-
-
-@pytest.mark.parametrize("shuffled", [True, False])
-def test_row_groups_in_random_order_are_no_first_part(folder, shuffled, recwarn):
-    source = parquet_source(folder, columns=["x"], shuffle_row_groups=shuffled, seed=1)
-    with model_of(StreamingDataset(source, batch_size=100)):
-        pm.fit(5, progressbar=False)
-    assert any("of an epoch" in str(w.message) for w in recwarn) != shuffled
-
-
-# Indices
-
-
-@pytest.mark.parametrize("wrong", [7, -1])
-def test_an_index_without_an_entry_is_an_error(wrong):
-    group = np.arange(100) % 5
-    group[57] = wrong
-    rows = {"g": group, "y": np.zeros(100)}
-    ds = StreamingDataset(rows, batch_size=10, name="rows")
-    ds._set_index_bounds({(0, 0): (5, "effect")})
-    for _ in range(5):
-        ds.advance()
-    for _ in range(2):  # it does not go on without these rows
-        with pytest.raises(
-            ValueError, match=rf"stream 'rows', column 'g': the value {wrong} .*`effect`, .* 0 to 4"
-        ):
-            ds.advance()
-    assert ds.batches_seen == 5
-    first = StreamingDataset({"g": np.full(10, wrong)}, batch_size=10)
-    with pytest.raises(ValueError, match=r"`effect`"):
-        first._set_index_bounds({(0, 0): (5, "effect")})
-
-
-def test_strings_for_preprocess_fn():
-    rows = {"carrier": np.array(["AA", "UA"] * 50), "y": np.arange(100.0)}
-
-    def encode(block):
-        return {"carrier": np.searchsorted(["AA", "UA"], block["carrier"]), "y": block["y"]}
-
-    buffered = shuffle_buffer(rows, buffer_size=20, batch_size=10, seed=1)
-    for source in (rows, lambda: [rows], buffered):
-        ds = StreamingDataset(source, batch_size=10, preprocess_fn=encode)
-        batch = next(ds)
-        np.testing.assert_array_equal(batch[:, 0], batch[:, 1] % 2)
-        with pytest.raises(TypeError, match="column 'carrier': not numeric"):
-            StreamingDataset(source, batch_size=10)
-
-
-def test_preprocess_fn_keeps_the_names_of_an_array():
-    class Named:
-        columns = ("a", "b")
-
-        def __iter__(self):
-            yield np.arange(20.0).reshape(10, 2)
-
-    ds = StreamingDataset(Named(), batch_size=5, preprocess_fn=lambda x: x / 2)
-    assert ds.columns == ("a", "b")
-    fewer = StreamingDataset(Named(), batch_size=5, preprocess_fn=lambda x: x[:, :1])
-    assert fewer.columns is None
-
-
-def test_a_forgotten_stream_takes_its_thread_along():
-    others = set(held())
-    ds = stream_of()
-    batches(ds, 3)
-    (thread,) = set(held()) - others
-    del ds
-    gc.collect()
-    thread.join(5)
-    assert not thread.is_alive()
+def test_docstring_examples_run():
+    results = doctest.testmod(streaming)
+    assert results.attempted
+    assert not results.failed

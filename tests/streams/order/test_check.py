@@ -18,6 +18,8 @@ import warnings
 import numpy as np
 import pytest
 
+import pymc as pm
+
 from pymc.streams.order.check import OrderCheck, StreamOrderWarning
 from pymc.variational.streaming import StreamingDataset, shuffle_buffer
 
@@ -256,3 +258,56 @@ def test_an_epoch_of_few_batches(n_batches):
         ds = StreamingDataset(x, batch_size=1000)
         for _ in range(n_batches + 1):
             ds.advance()
+
+
+# In a fit
+
+
+def model_of(ds):
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 10)
+        pm.Normal("y", mu, 1, observed=ds.as_tensor(), total_size=10_000)
+    return model
+
+
+def test_order_of_a_stream_that_is_read_once_is_said_in_a_fit_only(recwarn):
+    rows = np.repeat(np.arange(10.0), 1000)
+    ds = StreamingDataset(rows, batch_size=100, cycle=False)
+    list(ds)
+    assert not recwarn.list
+    iter(ds)  # starts it again
+    with model_of(ds), pytest.warns(StreamOrderWarning):
+        pm.fit(100, progressbar=False)
+
+
+def test_order_raises_in_each_fit():
+    rows = np.repeat(np.arange(10.0), 1000)
+    ds = StreamingDataset(rows, batch_size=100, check_order="raise")
+    with model_of(ds):
+        for _ in range(2):
+            with pytest.raises(StreamOrderWarning):
+                pm.fit(100, progressbar=False)
+
+
+def sorted_blocks():
+    for i in range(10):
+        yield np.full(1000, float(i))
+
+
+@pytest.mark.parametrize(
+    ("source", "n", "warned"),
+    [
+        (sorted_blocks, 5, True),
+        (np.zeros(10_000), 50, True),
+        (np.zeros(10_000), 100, False),
+        (shuffle_buffer(np.zeros(10_000), buffer_size=1000, batch_size=100), 50, True),
+        (shuffle_buffer(np.zeros(10_000), buffer_size=10_000, batch_size=100), 50, False),
+    ],
+)
+def test_a_fit_of_part_of_an_epoch(source, n, warned, recwarn):
+    with model_of(StreamingDataset(source, batch_size=100)):
+        pm.fit(n, progressbar=False)
+    said = [str(warning.message) for warning in recwarn if "of an epoch" in str(warning.message)]
+    assert len(said) == warned
+    if warned:
+        assert f"{100 * n:,} of 10,000 rows were read so far ({n / 100:.2g} of an epoch)" in said[0]

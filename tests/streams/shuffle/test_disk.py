@@ -35,6 +35,7 @@ from pymc.streams.shuffle.records import Records
 from pymc.streams.sources import tables
 from pymc.streams.sources.parquet import parquet_source
 from pymc.streams.sources.tables import Contents, FileTables
+from pymc.variational.streaming import StreamingDataset, StreamOrderWarning
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -1055,3 +1056,19 @@ def test_a_run_that_is_killed_at_any_moment(tmp_path, out):
         assert sorted(out.parent.iterdir()) == [source, out]
         shutil.rmtree(out)
     assert "out.partial" in left  # else this has tested nothing
+
+
+@pytest.mark.usefixtures("fail_on_warning")
+def test_the_order_of_what_is_written_raises_no_alarm(tmp_path, out):
+    rng = np.random.default_rng(1)
+    for i, row in enumerate(np.split(np.arange(100_000), 4)):
+        columns = {"time": row, "x": rng.normal(size=len(row)) + row / 50_000, "up": row % 100 == 0}
+        (tmp_path / "in").mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / "in" / f"{i}.parquet", row_group_size=1000)
+    with pytest.warns(StreamOrderWarning, match="'time'"):
+        StreamingDataset(parquet_source(tmp_path / "in"), batch_size=500)
+    result = shuffled(tmp_path / "in", out)
+    for source, n_batches in ((result, 600), (parquet_source(out, columns=["x", "up"]), 300)):
+        ds = StreamingDataset(source, batch_size=500)
+        for _ in range(n_batches):
+            ds.advance()

@@ -11,14 +11,19 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
+import doctest
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+import pymc as pm
+
 from pymc.streams.shuffle.buffer import shuffle_buffer
+from pymc.streams.sources import parquet
 from pymc.streams.sources.parquet import parquet_source
+from pymc.variational.streaming import StreamingDataset
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -153,7 +158,6 @@ def test_nulls_name_file_row_group_and_column(tmp_path, dtype):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_name_file_row_group_and_column(tmp_path, value):
-    """S5."""
     write(tmp_path / "a.parquet", {"x": [1.0, 2.0, value]}, row_group_size=2)
     source = iter(parquet_source(tmp_path))
     next(source)
@@ -164,7 +168,6 @@ def test_values_that_are_not_finite_name_file_row_group_and_column(tmp_path, val
 
 
 def test_missing_rows_are_dropped_counted_and_taken_off_n(tmp_path):
-    """S5."""
     table = {
         "x": pa.array([0.0, None, 2.0, np.nan, np.inf, 5.0]),
         "n": pa.array([0, 1, None, 3, 4, 5]),
@@ -192,7 +195,6 @@ def test_missing_rows_of_a_file_without_any(folder):
 
 
 def test_a_file_that_changes_is_named(folder):
-    """S10."""
     source = parquet_source(folder)
     epoch = iter(source)
     next(epoch)
@@ -203,7 +205,6 @@ def test_a_file_that_changes_is_named(folder):
 
 @pytest.mark.parametrize("change", ["added", "removed"])
 def test_a_file_that_is_added_or_removed_is_named(folder, change):
-    """S10."""
     source = parquet_source(folder)
     list(source)
     if change == "added":
@@ -311,3 +312,54 @@ def test_wide_rows_are_read_fewer_at_a_time(tmp_path, monkeypatch):
     columns = {f"{j}": np.arange(1000.0) for j in range(20)}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     assert {len(block["0"]) for block in parquet_source(tmp_path)} == {50}
+
+
+def test_a_buffer_in_bytes_does_not_use_up_an_epoch(tmp_path):
+    pq.write_table(pa.table({"n": np.arange(100)}), tmp_path / "rows.parquet", row_group_size=10)
+
+    def rows(buffer_size):
+        source = parquet_source(tmp_path, shuffle_row_groups=True, seed=1)
+        batches = shuffle_buffer(source, buffer_size=buffer_size, batch_size=5, seed=1)
+        assert batches.buffer_size == 10
+        return np.concatenate([batch["n"] for batch in batches])
+
+    np.testing.assert_array_equal(rows("160B"), rows(10))
+
+
+def test_parquet_example_of_the_readme(tmp_path):
+    """The short form and the long form of the README, on files."""
+    rng = np.random.default_rng(1)
+    for i in range(4):
+        x = rng.normal(size=(5000, 3))
+        up = rng.random(5000) < 1 / (1 + np.exp(-x @ [1.0, -0.5, 0.25]))
+        names = ["mid", "spread", "imbalance"]
+        columns = {name: x[:, j].astype("float32") for j, name in enumerate(names)}
+        pq.write_table(pa.table(columns | {"up": up}), tmp_path / f"{i}.parquet")
+
+    def logistic(buf, n_rows):
+        b = pm.Normal("b", 0.0, 3.0, shape=4)
+        logit = b[0] + b[1] * buf[:, 0] + b[2] * buf[:, 1] + b[3] * buf[:, 2]
+        pm.Bernoulli("up", logit_p=logit, observed=buf[:, 3], total_size=n_rows)
+        return pm.fit(
+            3000, obj_optimizer=pm.adam(learning_rate=0.01), progressbar=False, random_seed=1
+        )
+
+    source = parquet_source(tmp_path, columns=["mid", "spread", "imbalance", "up"])
+    with pm.Model():
+        short = logistic(pm.Minibatch(source, batch_size=512), source.n_rows)
+    ds = StreamingDataset(
+        shuffle_buffer(parquet_source(tmp_path), buffer_size=5000, batch_size=512, seed=0),
+        batch_size=512,
+        sample_shape=(4,),
+        total_size="auto",
+    )
+    with pm.Model():
+        long = logistic(ds.as_tensor(), ds.total_size)
+    for approx in (short, long):
+        np.testing.assert_allclose(approx.mean.eval(), [0, 1, -0.5, 0.25], atol=0.1)
+
+
+def test_docstring_examples_run():
+    results = doctest.testmod(parquet)
+    assert results.attempted
+    assert not results.failed
