@@ -127,8 +127,8 @@ def _lookups(model: Any, graphs: Sequence[Variable]) -> Iterator[tuple[Variable,
         for axis, i in enumerate(node.op.idx_list):
             if not isinstance(i, int) or indices[i].dtype == "bool":
                 continue
-            made_of = by_value(indices[i])
-            if streams_behind(made_of) and not set(made_of) & set(model.value_vars):
+            computable = not set(ancestors([indices[i]])) & set(model.value_vars)
+            if computable and streams_behind(by_value(indices[i])):
                 yield x, axis, indices[i]
 
 
