@@ -179,6 +179,10 @@ def test_files_that_changed_are_refused(folder, tmp_path):
     ds = StreamingDataset(parquet_source(tmp_path), batch_size=10)
     ds.advance()
     state = ds.state_dict()
+    other = {"x": np.arange(N), "y": np.zeros(N)}  # as many rows and bytes, before compression
+    pq.write_table(pa.table(other), tmp_path / "0.parquet", row_group_size=90)
+    with pytest.raises(ValueError, match=r"source\.files: "):
+        StreamingDataset(parquet_source(tmp_path), batch_size=10).load_state_dict(state)
     pq.write_table(pa.table(in_columns()), tmp_path / "0.parquet", row_group_size=80)
     with pytest.raises(ValueError, match=r"source.files: "):
         StreamingDataset(parquet_source(tmp_path), batch_size=10).load_state_dict(state)

@@ -237,10 +237,11 @@ class parquet_source:
     def stream_identity(self) -> dict[str, Any]:
         """What tells a stream of this source from another one, as plain values."""
         names = "\n".join(file.name for file in self.files).encode()
+        sizes = [size for size, _ in self._stamps]
         return {
             "n_files": len(self.files),
             # Not the times of files, which change when they are copied to another machine.
-            "files": checksum([np.frombuffer(names, "u1"), self._row_groups]),
+            "files": checksum([np.frombuffer(names, "u1"), np.array(sizes), self._row_groups]),
             "n_rows": self.n_rows,
             "columns": list(self.columns),
             "missing": "drop" if self._drop else "raise",
