@@ -16,6 +16,7 @@
 import math
 
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -53,6 +54,25 @@ class Read(NamedTuple):
     epoch: int
     row: int
     epoch_rows: int | None
+
+
+@dataclass
+class _Cut:
+    """Where cutting blocks into batches has come to.
+
+    Attributes
+    ----------
+    open_batch : list of ndarray
+        A batch that is not full yet.
+    filled : int
+        The rows in it.
+    n_rows : int
+        The row of the epoch that is cut next.
+    """
+
+    open_batch: list[np.ndarray]
+    filled: int = 0
+    n_rows: int = 0
 
 
 class Batches:
@@ -177,33 +197,16 @@ class Batches:
         if opened is None or (epoch, row) != (0, 0):
             opened = self._epoch(epoch, row)
         epoch_rows = None
-        # A batch that is not full yet, and the rows in it.
-        open_batch, filled = self._empty(1), 0
+        cut = _Cut(self._empty(1))
         while True:
-            n_new = 0
-            for rows in chain.from_iterable(map(self._checked, opened)):
-                start, stop = 0, len(rows[0])
-                n_new += stop
-                while start < stop:
-                    first = start
-                    if filled == 0 and stop - start >= self.batch_size:
-                        n_batches = min((stop - start) // self.batch_size, self._at_once)
-                        batches = self._empty(n_batches)
-                        start = self._fill(batches, 0, rows, start)
-                    else:
-                        batches = open_batch
-                        start = self._fill(open_batch, filled, rows, start)
-                        filled += start - first
-                        if filled < self.batch_size:
-                            break
-                        open_batch, filled = self._empty(1), 0
-                    end = row + n_new - stop + start
-                    last = len(batches[0]) - 1
-                    yield [
-                        Read(batch, epoch, end - (last - i) * self.batch_size, epoch_rows)
-                        for i, batch in enumerate(self._split(batches))
-                    ]
-            n_rows = row + n_new
+            cut.n_rows = row
+            for batches in self._cut(opened, cut):
+                last = len(batches) - 1
+                yield [
+                    Read(batch, epoch, cut.n_rows - (last - i) * self.batch_size, epoch_rows)
+                    for i, batch in enumerate(batches)
+                ]
+            n_rows = cut.n_rows
             if whole and n_rows > 0:
                 epoch_rows = n_rows
             if not self.cycle or n_rows == 0:  # an iterator has no second epoch
@@ -212,9 +215,41 @@ class Batches:
             epoch, row = epoch + 1, 0
             opened = self._epoch(epoch, 0)
 
+    def all_rows(self) -> Generator[list[list[np.ndarray]], None, None]:
+        """Read every row once, past any shuffle, and give some batches at a time.
+
+        The last batch has fewer rows where they do not fill it.
+        """
+        cut = _Cut(self._empty(1))
+        yield from self._cut(self._preprocessed(self.blocks.unshuffled()), cut)
+        if cut.filled:
+            yield [[values[0, : cut.filled] for values in cut.open_batch]]
+
     def _epoch(self, epoch: int, row: int) -> Iterator[Block]:
-        blocks = self.blocks.epoch(epoch, row)
+        return self._preprocessed(self.blocks.epoch(epoch, row))
+
+    def _preprocessed(self, blocks: Iterator[Block]) -> Iterator[Block]:
         return map(self._preprocess, blocks) if self._preprocess_fn else blocks
+
+    def _cut(self, opened: Iterator[Block], cut: "_Cut") -> Iterator[list[list[np.ndarray]]]:
+        """Cut blocks into batches, some at a time; ``cut`` holds what does not fill one yet."""
+        for rows in chain.from_iterable(map(self._checked, opened)):
+            start, stop, before = 0, len(rows[0]), cut.n_rows
+            while start < stop:
+                if cut.filled == 0 and stop - start >= self.batch_size:
+                    n_batches = min((stop - start) // self.batch_size, self._at_once)
+                    batches = self._empty(n_batches)
+                    start = self._fill(batches, 0, rows, start)
+                else:
+                    batches, first = cut.open_batch, start
+                    start = self._fill(batches, cut.filled, rows, start)
+                    cut.filled += start - first
+                    if cut.filled < self.batch_size:
+                        break
+                    cut.open_batch, cut.filled = self._empty(1), 0
+                cut.n_rows = before + start
+                yield self._split(batches)
+            cut.n_rows = before + stop
 
     def _preprocess(self, block: Block) -> Block:
         assert self._preprocess_fn is not None

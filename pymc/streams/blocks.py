@@ -346,6 +346,11 @@ class Blocks:
             return opened
         return self._plain(raw_blocks(self.source, number, start))
 
+    def unshuffled(self) -> Iterator[Block]:
+        """Open an epoch of a source that can be read again, in its order on disk or in memory."""
+        ours = _of_its_own(self.source, "seekable") is not None
+        return self._plain(self.source.unshuffled() if ours else raw_blocks(self.source))
+
     def first(self) -> Block:
         """Return the first block of epoch 0, which that epoch then still gives."""
         epoch = self.epoch(0)

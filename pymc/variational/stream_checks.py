@@ -30,13 +30,20 @@ from pymc.variational.stream_rows import ONE_SOURCE, check_rows
 from pymc.variational.streaming import StreamingDataset
 
 
-def check_streams(model: Any) -> list[StreamingDataset]:
+def check_streams(model: Any, scaled: bool = True) -> dict[Variable, StreamingDataset]:
     """Refuse a model whose streams would give a wrong posterior, before anything is compiled.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    scaled : bool, default True
+        Whether ``total_size`` scales batches to all rows. A pass over all rows does without.
 
     Returns
     -------
-    list of StreamingDataset
-        The streams behind observed variables.
+    dict
+        The observed variables that use a stream, with the stream.
 
     Raises
     ------
@@ -62,6 +69,8 @@ def check_streams(model: Any) -> list[StreamingDataset]:
         stream = streams[0]
         _check_one_source(rv, value, behind, streams)
         observed[rv] = stream
+        if not scaled:
+            continue
         scaled = isinstance(rv.owner.op, MinibatchRandomVariable)
         total_sizes = rv.owner.inputs[1:] if scaled else []
         if all(NoneConst.equals(size) for size in total_sizes):
@@ -82,13 +91,13 @@ def check_streams(model: Any) -> list[StreamingDataset]:
         if not isinstance(scale, Variable):
             sizes[f"observed variable `{rv.name}`"] = float(scale) * stream.batch_size
     potentials = [term for term in model.potentials if streams_behind(ancestors([term]))]
-    used = dict.fromkeys([*expected, *streams_behind(ancestors(potentials))])
+    used = dict.fromkeys([*observed.values(), *streams_behind(ancestors(potentials))])
     check_indices(model, [*observed, *potentials], list(used))
     if observed:
         check_rows(model, observed)
     for stream, sizes in expected.items():
         stream._expect_total_sizes(sizes)
-    return list(expected)
+    return observed
 
 
 def _check_free_variables(model: Any) -> None:

@@ -14,6 +14,8 @@
 
 """Columns of a stream that look up entries of a parameter: what values they may have."""
 
+import threading
+
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -38,6 +40,7 @@ SELECTS = (
     *(DimShuffle, Reshape, SpecifyShape, CheckAndRaise),
 )
 Bounds = dict[tuple[int, int], tuple[int, str]]
+Check = Callable[[Sequence[np.ndarray]], None]
 
 
 def check_indices(
@@ -63,7 +66,7 @@ def check_indices(
         If a batch that is loaded holds such an index.
     """
     bounds: dict[StreamingDataset, Bounds] = {stream: {} for stream in streams}
-    computed: dict[StreamingDataset, list[Callable[[], None]]] = {stream: [] for stream in streams}
+    computed: dict[StreamingDataset, list[Check]] = {stream: [] for stream in streams}
     lookups = list(_lookups(model, model.logp(vars=list(variables), sum=False)))
     if lookups:
         _find_bounds(model, lookups, bounds, computed)
@@ -75,7 +78,7 @@ def _find_bounds(
     model: Any,
     lookups: list[tuple[Variable, int, Variable]],
     bounds: dict[StreamingDataset, Bounds],
-    computed: dict[StreamingDataset, list[Callable[[], None]]],
+    computed: dict[StreamingDataset, list[Check]],
 ) -> None:
     """Find (array, column) of what is an index, with the entries that there are and their name."""
     point = model.initial_point(0)
@@ -94,22 +97,31 @@ def _find_bounds(
             known = bounds[stream]
             known[array, column] = min(entry, known.get((array, column), entry))
         if lookup not in columns:
-            check = _check_of(index, *entry)
             for stream in streams_behind(by_value(index)):
-                computed[stream].append(check)
+                computed[stream].append(_check_of(index, stream, *entry))
 
 
-def _check_of(index: Variable, size: int, who: str) -> Callable[[], None]:
-    """Return a function that computes an index from what is loaded, and checks it."""
-    limits = pytensor.function([], [index.min(), index.max()], mode="FAST_COMPILE")
-    names = ", ".join(repr(stream.name) for stream in streams_behind(by_value(index)))
+def _check_of(index: Variable, stream: StreamingDataset, size: int, who: str) -> Check:
+    """Return a function that computes an index from a batch, and checks it."""
+    buffers = buffers_behind([index])
+    own = [buffer.container for buffer in stream._buffers]
+    places = [own.index(buffer.container) for buffer in buffers]
+    inputs = [buffer.type() for buffer in buffers]
+    limits = pytensor.function(
+        inputs,
+        [index.min(), index.max()],
+        givens=list(zip(buffers, inputs)),
+        mode="FAST_COMPILE",
+    )
+    one_at_a_time = threading.Lock()  # passes check in threads
 
-    def check() -> None:
-        low, high = limits()
+    def check(batch: Sequence[np.ndarray]) -> None:
+        with one_at_a_time:
+            low, high = limits(*(batch[place] for place in places))
         # One that counts from the end was meant, as in pt.switch(g > 0, effect[g - 1], 0).
         if low < -size or high >= size:
             raise ValueError(
-                f"stream {names}: the value {high if high >= size else low} as an index into `{who}`, "
+                f"stream {stream.name!r}: the value {high if high >= size else low} as an index into `{who}`, "
                 f"computed from its columns; `{who}` has {size} entries along that axis: 0 to "
                 f"{size - 1}. Recode the column, or give `{who}` as many entries as there are levels."
             )

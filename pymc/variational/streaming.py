@@ -59,8 +59,10 @@ from pymc.variational.interrupts import interruptible
 if TYPE_CHECKING:
     from pymc.streams.order.report import OrderReport, order_report
     from pymc.streams.shuffle.disk import pre_shuffle
+    from pymc.variational.full_data_logp import FullDataLogp
 
 __all__ = [
+    "FullDataLogp",
     "OrderReport",
     "StreamOrderWarning",
     "StreamingDataset",
@@ -70,8 +72,9 @@ __all__ = [
     "shuffle_buffer",
 ]
 
-# Imported when they are asked for: a fit needs neither.
+# Imported when they are asked for.
 _LAZY = {
+    "FullDataLogp": "pymc.variational.full_data_logp",
     "OrderReport": "pymc.streams.order.report",
     "order_report": "pymc.streams.order.report",
     "pre_shuffle": "pymc.streams.shuffle.disk",
@@ -292,7 +295,7 @@ class StreamingDataset:
         self._closed = self._at_end = False
         # Sizes and names of what the model indexes by a column, by array and column of the buffer.
         self._index_bounds: dict[tuple[int, int], tuple[int, str]] = {}
-        self._computed_indices: Sequence[Callable[[], None]] = ()
+        self._computed_indices: Sequence[Callable[[Sequence[np.ndarray]], None]] = ()
         # N as far as it is known, and what is passed as N, by whom.
         self._n_rows = batches.blocks.n_rows
         self._given: int | None = None
@@ -513,8 +516,6 @@ class StreamingDataset:
         for buffer, values in zip(self._buffers, batch):
             # A new array each time: with JAX a step may still be reading the last one.
             buffer.set_value(values, borrow=True)
-        for check in self._computed_indices:
-            check()
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled functions stay behind: each fit makes its own.
@@ -578,7 +579,7 @@ class StreamingDataset:
     def _set_index_bounds(
         self,
         bounds: dict[tuple[int, int], tuple[int, str]],
-        computed: Sequence[Callable[[], None]] = (),
+        computed: Sequence[Callable[[Sequence[np.ndarray]], None]] = (),
     ) -> None:
         """Have indices into parameters checked in each batch, and in the one that is loaded.
 
@@ -587,19 +588,18 @@ class StreamingDataset:
         bounds : dict
             By array and column of the buffer, entries and name of what a column is an index into.
         computed : sequence of callable
-            What checks indices that are computed from the buffer.
+            What checks indices that are computed from a batch.
         """
         self._index_bounds, self._computed_indices = bounds, computed
-        values = [np.asarray(buffer.get_value(borrow=True)) for buffer in self._buffers]
-        self._check_indices(values)
-        for check in computed:
-            check()
+        self._check_indices([np.asarray(b.get_value(borrow=True)) for b in self._buffers])
 
     def _check_indices(self, batch: list[np.ndarray]) -> None:
         for (array, column), (size, who) in self._index_bounds.items():
-            index = batch[array].reshape(self.batch_size, -1)[:, column]
+            index = batch[array].reshape(len(batch[array]), -1)[:, column]
             if not (0 <= index.min() and index.max() < size):
                 self._refuse_index(index, array, column, size, who)
+        for check in self._computed_indices:
+            check(batch)
 
     def _refuse_index(
         self, index: np.ndarray, array: int, column: int, size: int, who: str

@@ -172,6 +172,10 @@ class shuffle_buffer:
             order = random_order(filled, self.seed, self._name, epoch, window)
             yield from _drain(rows, form, order[skipped:])
 
+    def unshuffled(self) -> Iterator[Block]:
+        """Give one epoch in the order of the source, past the shuffle."""
+        return self._blocks.unshuffled()
+
     @property
     def seekable(self) -> bool:
         """Whether an epoch can be opened at any row: as the source's can."""

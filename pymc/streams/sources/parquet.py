@@ -300,7 +300,7 @@ class parquet_source:
             "missing": "drop" if self._drop else "raise",
         }
 
-    def in_file_order(self) -> Iterator[dict[str, np.ndarray]]:
+    def unshuffled(self) -> Iterator[dict[str, np.ndarray]]:
         """Give one epoch in the order of the files, whatever ``shuffle_row_groups`` says."""
         return self._in_order(range(self.n_row_groups), 0)
 

@@ -192,7 +192,7 @@ class BlockTables:
         if isinstance(source, parquet_source):
             self.paths, self.files, self.stamps = source._paths, list(source.files), source._stamps
             self.n_rows, self.identity = source.n_rows, source.identity
-            self._open = source.in_file_order
+            self._open = source.unshuffled
         elif isinstance(source, Mapping):
             self.n_rows = max(map(len, source.values()), default=0)
             self._open = lambda: [source]

@@ -1,0 +1,116 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""A pass over rows in threads, with sums that do not depend on their number."""
+
+import threading
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+# Pieces that a thread may be ahead of the one that is waited for.
+AHEAD = 4
+
+
+class CompensatedSum:
+    """Add up numbers or arrays with the rounding error of a single addition.
+
+    Kahan's sum as Neumaier [1]_ improved it.
+
+    References
+    ----------
+    .. [1] Neumaier, A. (1974). Rundungsfehleranalyse einiger Verfahren zur Summation endlicher
+       Summen. Zeitschrift für Angewandte Mathematik und Mechanik, 54, 39-51.
+    """
+
+    def __init__(self) -> None:
+        self._total: Any = np.float64(0)
+        self._lost: Any = np.float64(0)
+
+    def add(self, term: np.ndarray | float) -> None:
+        with np.errstate(invalid="ignore"):  # of infinite terms nothing is lost
+            total = self._total + term
+            larger = np.abs(self._total) >= np.abs(term)
+            self._lost = self._lost + np.where(
+                larger, (self._total - total) + term, (term - total) + self._total
+            )
+        self._total = total
+
+    @property
+    def value(self) -> Any:
+        return np.where(np.isfinite(self._total), self._total + self._lost, self._total)[()]
+
+
+def in_threads(pieces: Iterator[Any], workers: list[Callable[[int, Any], Any]]) -> Iterator[Any]:
+    """Give what each piece comes to, in their order, whichever thread did which.
+
+    Parameters
+    ----------
+    pieces : iterator
+        What is worked on. One thread at a time reads the next piece.
+    workers : list of callable
+        For each thread the function of a piece and its number.
+    """
+    numbered = enumerate(pieces)
+    reading = threading.Lock()
+    done: SimpleQueue = SimpleQueue()
+    room = threading.Semaphore(AHEAD * len(workers))
+    stopped = threading.Event()
+
+    def work(worker: Callable[[int, Any], Any]) -> None:
+        error = None
+        try:
+            while room.acquire() and not stopped.is_set():
+                with reading:
+                    number, piece = next(numbered, (None, None))
+                if number is None:
+                    break
+                done.put((number, worker(number, piece)))
+        except BaseException as raised:
+            error = raised
+        done.put((None, error))
+
+    threads = [
+        threading.Thread(target=work, args=(worker,), name="pymc-pass", daemon=True)
+        for worker in workers
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        waiting: dict[int, Any] = {}
+        expected, running = 0, len(threads)
+        while running:
+            number, result = done.get()
+            if number is None:
+                running -= 1
+                if result is not None:
+                    raise result
+                continue
+            waiting[number] = result
+            while expected in waiting:
+                room.release()
+                yield waiting.pop(expected)
+                expected += 1
+    finally:
+        stopped.set()
+        room.release(len(threads))
+        for thread in threads:
+            # One that is killed within Arrow takes the interpreter with it.
+            with suppress(RuntimeError):  # not started
+                thread.join()
+        if isinstance(pieces, Generator):
+            pieces.close()

@@ -1,0 +1,197 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""All rows that a model observes batch by batch: of a stream, or of arrays behind ``pm.Minibatch``."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from pytensor.graph.basic import Variable
+from pytensor.graph.traversal import ancestors
+
+from pymc.data import MinibatchOp
+from pymc.streams.batches import Batches
+from pymc.streams.passes import in_threads
+from pymc.variational.stream_refusals import buffers_behind, streams_behind
+from pymc.variational.streaming import StreamingDataset
+
+Batch = list[np.ndarray]
+
+
+class AllRows:
+    """Rows in batches, each once.
+
+    Parameters
+    ----------
+    name : str
+        What messages call them.
+    batches : Batches
+        What they are read from.
+
+    Attributes
+    ----------
+    n_rows : int or None
+        Their number, as far as it is known.
+    weight : float
+        How many rows of the data each of them stands for.
+    """
+
+    weight = 1.0
+
+    def __init__(self, name: str, batches: Batches):
+        self.name, self._batches = name, batches
+        self.batch_size = batches.batch_size
+        self.n_rows = batches.blocks.n_rows
+
+    def read(self) -> Iterator[list[Batch]]:
+        """Read every row once, some batches at a time; the last batch may have fewer rows."""
+        return self._batches.all_rows()
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that the model must not be evaluated on."""
+
+    def expect(self, n_rows: int) -> None:
+        """Take the number of rows that a pass has read."""
+
+    def loaded(self) -> Batch:
+        """Return a batch as an example."""
+        raise NotImplementedError
+
+    def tensors_in(self, terms: Iterable[Variable]) -> list[tuple[int, Variable]]:
+        """Find the variables in graphs that hold a batch, each with its place in one."""
+        raise NotImplementedError
+
+
+class StreamRows(AllRows):
+    """All rows of a stream, in the order of its source."""
+
+    def __init__(self, stream: StreamingDataset):
+        super().__init__(f"stream {stream.name!r}", stream._reader.batches)
+        self._stream = stream
+        self._counted: int | None = None
+        if self._batches.blocks.one_shot:
+            raise ValueError(
+                f"{self.name}: its source is an iterator, which can be read only once, and a pass "
+                "reads all rows, each time. Pass a function that returns a fresh iterator, or files."
+            )
+
+    def check(self, batch: Batch) -> None:
+        self._stream._check_indices(batch)
+
+    def expect(self, n_rows: int) -> None:
+        if self._counted not in (None, n_rows):
+            raise ValueError(
+                f"{self.name}: a pass has read {n_rows:,} rows, and the one before {self._counted:,}. "
+                "Its source must give the same rows each time that it is opened: a function must "
+                "return a fresh iterator."
+            )
+        self.n_rows = self._counted = n_rows
+        self._stream._set_n_rows(n_rows)
+
+    def loaded(self) -> Batch:
+        return [np.asarray(buffer.get_value(borrow=True)) for buffer in self._stream._buffers]
+
+    def tensors_in(self, terms: Iterable[Variable]) -> list[tuple[int, Variable]]:
+        own = [buffer.container for buffer in self._stream._buffers]
+        return [
+            (own.index(buffer.container), buffer)
+            for buffer in buffers_behind(terms)
+            if buffer.tag.stream is self._stream
+        ]
+
+
+class MinibatchRows(AllRows):
+    """All rows of the arrays behind a ``pm.Minibatch`` in memory."""
+
+    def __init__(self, node: Any):
+        self._node = node
+        arrays = tuple(variable.eval() for variable in node.inputs[:-1])
+        batch_size = node.outputs[0].type.shape[0]
+        dtypes = [array.dtype for array in arrays]
+        batches = Batches(
+            arrays, batch_size=batch_size, dtype=dtypes, preprocess_fn=None, cycle=True
+        )
+        super().__init__(f"pm.Minibatch {node.outputs[0].name!r}", batches)
+
+    def loaded(self) -> Batch:
+        return next(self.read())[0]
+
+    def tensors_in(self, terms: Iterable[Variable]) -> list[tuple[int, Variable]]:
+        behind = set(ancestors(terms))
+        return [(i, v) for i, v in enumerate(self._node.outputs[:-1]) if v in behind]
+
+
+class SampledRows(AllRows):
+    """A uniform random sample of rows, drawn without replacement and held in memory.
+
+    Each row gets a random key, and those with the smallest keys are the sample: however many rows
+    there are, and whichever thread reads them.
+    """
+
+    def __init__(self, rows: AllRows, n_rows: int, seed: tuple[int, int], n_threads: int):
+        limit = 1.0  # keys above it are not among the smallest
+
+        def pick(number: int, batches: list[Batch]) -> tuple[int, np.ndarray, Batch]:
+            sizes = [len(batch[0]) for batch in batches]
+            keys = np.random.default_rng([*seed, number]).random(sum(sizes))
+            kept = np.split(keys < limit, np.cumsum(sizes)[:-1])
+            picked = [
+                np.concatenate([values[keep] for values, keep in zip(arrays, kept)])
+                for arrays in zip(*batches)
+            ]
+            return len(keys), keys[np.concatenate(kept)], picked
+
+        n_seen = n_held = 0
+        held: list[tuple[np.ndarray, Batch]] = []
+        for n_read, keys, picked in in_threads(rows.read(), [pick] * n_threads):
+            n_seen, n_held = n_seen + n_read, n_held + len(keys)
+            held.append((keys, picked))
+            if n_held > 2 * n_rows:
+                held = [_smallest(held, n_rows)]
+                n_held, limit = n_rows, held[0][0][-1]
+        rows.expect(n_seen)
+        _, sample = _smallest(held, n_rows)
+        dtypes = [values.dtype for values in sample]
+        batches = Batches(
+            tuple(sample),
+            batch_size=rows.batch_size,
+            dtype=dtypes,
+            preprocess_fn=None,
+            cycle=True,
+        )
+        super().__init__(rows.name, batches)
+        self.weight = n_seen / len(sample[0])
+        self._pieces = list(batches.all_rows())
+
+    def read(self) -> Iterator[list[Batch]]:
+        return iter(self._pieces)
+
+
+def _smallest(held: list[tuple[np.ndarray, Batch]], n_rows: int) -> tuple[np.ndarray, Batch]:
+    """Join what is held, and keep the rows with the smallest keys, in the order of their keys."""
+    keys = np.concatenate([keys for keys, _ in held])
+    order = np.argsort(keys)[:n_rows]
+    parts = zip(*(picked for _, picked in held))
+    return keys[order], [np.concatenate(part)[order] for part in parts]
+
+
+def rows_behind(terms: Iterable[Variable]) -> list[StreamingDataset | Any]:
+    """List the streams, and the nodes of in-memory minibatches, in graphs."""
+    behind = list(ancestors(terms))
+    nodes = dict.fromkeys(
+        v.owner for v in behind if v.owner is not None and isinstance(v.owner.op, MinibatchOp)
+    )
+    in_memory = [node for node in nodes if not streams_behind(ancestors(node.inputs))]
+    return [*streams_behind(behind), *in_memory]

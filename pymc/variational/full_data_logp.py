@@ -1,0 +1,512 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""The log-density of a model over all rows of its streams: a pass over the data a call."""
+
+import copy
+import os
+import warnings
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+
+from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.replace import graph_replace, vectorize_graph
+from pytensor.graph.traversal import graph_inputs
+from pytensor.tensor import as_tensor
+from pytensor.tensor.sharedvar import TensorSharedVariable
+from rich.progress import Progress, TimeElapsedColumn
+
+from pymc.blocking import DictToArrayBijection, RaveledVars
+from pymc.model import Model, modelcontext
+from pymc.pytensorf import join_nonshared_inputs, resolve_backend_compile_kwargs, rewrite_pregrad
+from pymc.streams.passes import CompensatedSum, in_threads
+from pymc.streams.position import Seed, seed_of
+from pymc.variational.all_rows import (
+    AllRows,
+    Batch,
+    MinibatchRows,
+    SampledRows,
+    StreamRows,
+    rows_behind,
+)
+from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
+from pymc.variational.stream_checks import check_streams
+from pymc.variational.stream_step import beside_threads
+from pymc.variational.streaming import StreamingDataset
+
+# Numbers in an array of one entry for each row of a piece and each direction of a Hessian.
+BLOCK_SIZE = 2**18
+MAX_THREADS = 8
+
+Point = np.ndarray | dict[str, np.ndarray]
+
+
+class FullDataLogp:
+    """The log-density of a model over all rows, with gradient and Hessian.
+
+    What :meth:`pymc.Model.logp` is for data in memory: prior and Jacobian terms count once, and
+    each row's log-likelihood once, without ``total_size``. A call reads all rows of the model's
+    streams once, a *pass*: in the order of their source, past any shuffle, and batch by batch, in
+    threads. The sums are compensated, and the same to the last bit whatever the number of threads.
+
+    Parameters
+    ----------
+    model : Model, optional
+        The model; that of the context by default. Its observed variables may use streams,
+        :func:`pymc.Minibatch` on arrays, which is taken for the whole arrays, and data in memory.
+    jacobian : bool, default True
+        Whether the density is that of the transformed, unconstrained parameters, with the Jacobian
+        terms of their transformations.
+    n_threads : int, optional
+        Threads that read and evaluate. Default: the processors of this process, at most 8.
+    progressbar : bool, default True
+        Whether each pass over streams shows its progress.
+    backend : str, optional
+        "numba", "c" or "jax". Default: PyTensor's mode. Functions of numba run beside each other.
+    compile_kwargs : dict, optional
+        Arguments for :func:`pytensor.function`.
+
+    Attributes
+    ----------
+    names : list of str
+        A label for each entry of the parameter vector.
+    n_passes : int
+        Passes that were made so far.
+    n_rows : int or None
+        Rows that a pass reads, over all streams: None until the first, where no source tells.
+
+    Raises
+    ------
+    ValueError
+        If a stream can be read only once, or the model is one that batches do not add up to; during
+        a pass, if the data are wrong (see :class:`~pymc.variational.streaming.StreamingDataset`), or
+        have another number of rows than in the pass before.
+
+    Warns
+    -----
+    UserWarning
+        If a ``Potential`` uses a stream: it is added up over all rows as it is written, scaled by
+        nobody, so that it must be a sum over rows, without the factor N / batch_size that minibatch
+        ADVI needs there.
+
+    Notes
+    -----
+    The parameter vector q has the entries of ``model.initial_point()``, raveled and joined in its
+    order, as :class:`~pymc.blocking.DictToArrayBijection` does it: p of them.
+
+    A Hessian is exact and takes one pass: blocks of Hessian-vector products of each batch, by
+    reverse-mode differentiation of the gradient, so many at a time that one array of an entry a row
+    and direction has at most 262,144 numbers, or 2 MB. Its memory is that and p x p numbers a
+    thread. Its time is that of the gradient for p of a few, as they share what is costly; and grows
+    in proportion to p from a dozen on: with 203 parameters, a logistic regression with 200 groups,
+    it was 33 times that of the gradient (``python -m benchmarks.passes``).
+
+    Sums within a batch are those of the compiled function; over batches they are compensated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pymc as pm
+    >>> from pymc.variational.streaming import FullDataLogp, StreamingDataset
+    >>> rows = {"y": np.arange(10_000) % 10}
+    >>> with pm.Model() as model:
+    ...     ds = StreamingDataset(rows, batch_size=512)
+    ...     mu = pm.Normal("mu", 0, 10)
+    ...     obs = pm.Normal("obs", mu, 1, observed=ds["y"], total_size=ds.total_size)
+    >>> full = FullDataLogp(model, progressbar=False)
+    >>> logp, gradient, hessian = full.d2logp(np.array([4.5]))
+    >>> gradient.round(6), hessian.round(2)
+    (array([-0.045]), array([[-10000.01]]))
+    >>> full.n_passes
+    1
+    """
+
+    def __init__(
+        self,
+        model: Model | None = None,
+        *,
+        jacobian: bool = True,
+        n_threads: int | None = None,
+        progressbar: bool = True,
+        backend: str | None = None,
+        compile_kwargs: dict[str, Any] | None = None,
+    ):
+        from pymc.tuning.starting import _unpacked_names
+
+        self.model = modelcontext(model)
+        self.n_passes = 0
+        self._progressbar = progressbar
+        self._n_threads = n_threads or min(MAX_THREADS, os.cpu_count() or 1)
+        checked = check_streams(self.model, scaled=False)
+        start = self.model.initial_point(0)
+        raveled = DictToArrayBijection.map(start)
+        self._info = raveled.point_map_info
+        self.names = _unpacked_names(self._info, self.model)
+        kwargs = beside_threads(resolve_backend_compile_kwargs(backend, compile_kwargs))
+        self._parts = [
+            _Part(self.model, start, rows, terms, kwargs)
+            for rows, terms in _terms_by_rows(self.model, jacobian)
+        ]
+        for part in self._parts:
+            if part.rows is not None and not set(part.variables) <= set(checked):
+                part.check_sum(raveled.data)
+
+    @property
+    def n_rows(self) -> int | None:
+        n_rows = [part.rows.n_rows for part in self._parts if part.rows is not None]
+        return None if None in n_rows else sum(n_rows)
+
+    def ravel(self, point: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the parameter vector of a point: a dict of the values of ``model.value_vars``."""
+        return DictToArrayBijection.map({info[0]: point[info[0]] for info in self._info}).data
+
+    def point(self, q: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the point of a parameter vector."""
+        return DictToArrayBijection.rmap(RaveledVars(np.asarray(q), self._info))
+
+    def logp(self, q: Point) -> float | np.ndarray:
+        """Evaluate the log-density over all rows.
+
+        Parameters
+        ----------
+        q : ndarray or dict
+            Parameter vector of shape (p,), or several of shape (K, p), or a point.
+
+        Returns
+        -------
+        float or ndarray
+            The log-density; of several, shape (K,): the data are read once for all of them.
+        """
+        q = self._vector(q)
+        [logp] = self._pass("logp", np.atleast_2d(q))
+        return float(logp[0]) if q.ndim == 1 else np.asarray(logp)
+
+    def dlogp(self, q: Point) -> tuple[float, np.ndarray]:
+        """Evaluate the log-density over all rows, and its gradient.
+
+        Parameters
+        ----------
+        q : ndarray of shape (p,), or dict
+            Parameter vector, or a point.
+
+        Returns
+        -------
+        logp : float
+        gradient : ndarray of shape (p,)
+        """
+        logp, gradient = self._pass("dlogp", self._vector(q)[None])
+        return float(logp[0]), gradient[0]
+
+    def d2logp(self, q: Point) -> tuple[float, np.ndarray, np.ndarray]:
+        """Evaluate the log-density over all rows, its gradient and its exact Hessian, in one pass.
+
+        Parameters
+        ----------
+        q : ndarray of shape (p,), or dict
+            Parameter vector, or a point.
+
+        Returns
+        -------
+        logp : float
+        gradient : ndarray of shape (p,)
+        hessian : ndarray of shape (p, p)
+        """
+        logp, gradient, hessian = self._pass("d2logp", self._vector(q)[None])
+        return float(logp[0]), gradient[0], (hessian[0] + hessian[0].T) / 2
+
+    def sample(self, n_rows: int, random_seed: Seed = None) -> "FullDataLogp":
+        """Return the log-density over a random sample of the rows, as an estimate of that over all.
+
+        Parameters
+        ----------
+        n_rows : int
+            Rows that are drawn of each stream, uniformly and without replacement, in one pass. They
+            are held in memory; each counts N / n_rows times.
+        random_seed : int, Generator or SeedSequence, optional
+            Where they are drawn from.
+
+        Returns
+        -------
+        FullDataLogp
+            Of the same compiled functions. A model of data in memory gives the same log-density.
+        """
+        seed = seed_of(random_seed)
+        return self._over(
+            lambda i, rows: SampledRows(rows, n_rows, (seed, i), self._n_threads)
+        )
+
+    def _over(self, rows_of: Callable[[int, AllRows], AllRows]) -> "FullDataLogp":
+        """Return the log-density over other rows, given those of each part by their number."""
+        other = copy.copy(self)
+        other.n_passes, other._progressbar = 0, False
+        other._parts = [copy.copy(part) for part in self._parts]
+        for i, part in enumerate(other._parts):
+            if part.rows is not None:
+                part.rows = rows_of(i, part.rows)
+        return other
+
+    def _vector(self, q: Point) -> np.ndarray:
+        vector = self.ravel(q) if isinstance(q, Mapping) else np.asarray(q)
+        if vector.ndim not in (1, 2) or vector.shape[-1] != len(self.names):
+            raise ValueError(
+                f"a parameter vector of this model has shape ({len(self.names)},), or (K, "
+                f"{len(self.names)}) for K of them; got {vector.shape}. Its entries: {self.names}."
+            )
+        return vector
+
+    def _pass(self, kind: str, points: np.ndarray) -> list[np.ndarray]:
+        """Add up what ``kind`` gives at each of the points, over all parts and rows."""
+        totals = [CompensatedSum() for _ in KINDS[kind]]
+        if any(part.rows is not None for part in self._parts):
+            self.n_passes += 1
+        columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+        with Progress(*columns, disable=not self._progressbar) as progress:
+            for part in self._parts:
+                if part.rows is None:
+                    terms = iter([(0, part.evaluate(kind, points))])
+                    weight = 1.0
+                else:
+                    task = progress.add_task(
+                        f"Pass {self.n_passes} over {part.rows.name}", total=part.rows.n_rows
+                    )
+                    terms = part.evaluate_rows(kind, points, self._n_threads)
+                    weight = part.rows.weight
+                for n_rows, values in terms:
+                    if n_rows:
+                        progress.update(task, advance=n_rows)
+                    for total, value in zip(totals, values):
+                        total.add(weight * value)
+        return [total.value for total in totals]
+
+
+# What a function gives, by what is asked for.
+KINDS = {
+    "logp": ["logp"],
+    "dlogp": ["logp", "gradient"],
+    "d2logp": ["logp", "gradient", "hessian"],
+}
+
+
+class _Part:
+    """The terms of a log-density that are computed from the same rows, or from none.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    start : dict
+        A point, for its shapes.
+    rows : AllRows or None
+        The rows.
+    terms : dict
+        Terms of the log-density of a batch, by model variable.
+    compile_kwargs : dict
+        Arguments for :func:`pytensor.function`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        start: dict[str, np.ndarray],
+        rows: AllRows | None,
+        terms: dict[Variable, Variable],
+        compile_kwargs: dict[str, Any],
+    ):
+        self.rows, self.variables, self._compile_kwargs = rows, list(terms), compile_kwargs
+        places = rows.tensors_in(terms.values()) if rows is not None else []
+        # The places of the inputs in a batch; of the same types, so that what was made for a batch
+        # of the model's size stays right.
+        self._places = [place for place, _ in places]
+        self._inputs = [variable.type() for _, variable in places]
+        total = pt.add(*terms.values()) if len(terms) > 1 else next(iter(terms.values()))
+        total = graph_replace(total, dict(zip((v for _, v in places), self._inputs)))
+        [total], self._q = join_nonshared_inputs(start, [total], model.value_vars)
+        self._total = rewrite_pregrad(total)
+        size = rows.batch_size if rows is not None else _largest_data(total)
+        self._n_directions = max(1, BLOCK_SIZE // size)
+        self._functions: dict[str, list[Callable]] = {}
+
+    def evaluate(self, kind: str, points: np.ndarray) -> list[np.ndarray]:
+        """Evaluate terms without rows at each of the points."""
+        return self._evaluate(self._function(kind, 0), kind, points, [])
+
+    def evaluate_rows(
+        self, kind: str, points: np.ndarray, n_threads: int
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Evaluate each piece of the rows at each of the points, and count the rows in it."""
+        assert self.rows is not None
+        n_seen = 0
+        workers = [
+            partial(self._evaluate_piece, self._function(kind, i), kind, points)
+            for i in range(n_threads)
+        ]
+        for n_rows, values in in_threads(self.rows.read(), workers):
+            n_seen += n_rows
+            yield n_rows, values
+        self.rows.expect(n_seen)
+
+    def check_sum(self, q: np.ndarray) -> None:
+        """Refuse terms that are no sum over the rows of a batch, where nothing else has checked it.
+
+        Of a batch of copies of two rows, a sum is the mean of those of copies of each.
+        """
+        assert self.rows is not None
+        batch, function = self.rows.loaded(), self._function("logp", 0)
+        n_rows = self.rows.batch_size
+        pattern = np.arange(n_rows) < n_rows // 3
+        both, one, other = (
+            self._evaluate(function, "logp", q[None], [_like(v, v[picks]) for v in batch])[0][0]
+            for picks in (np.where(pattern, 0, n_rows - 1), [0] * n_rows, [n_rows - 1] * n_rows)
+        )
+        share = np.mean(pattern)
+        expected = share * one + (1 - share) * other
+        if np.isfinite(expected) and not np.isclose(both, expected, rtol=1e-4):
+            names = ", ".join(f"`{variable.name}`" for variable in self.variables)
+            raise ValueError(
+                f"{names}: of {self.rows.name}, no sum over the rows of a batch: batches do not add "
+                "up to what it is for all rows. Give each row a term of its own, given the parameters."
+            )
+
+    def _evaluate_piece(
+        self, function: Callable, kind: str, points: np.ndarray, number: int, piece: list[Batch]
+    ) -> tuple[int, list[np.ndarray]]:
+        n_rows, totals = 0, [np.float64(0)] * len(KINDS[kind])
+        for batch in piece:
+            self.rows.check(batch)
+            n_rows += len(batch[0])
+            for i, value in enumerate(self._evaluate_batch(function, kind, points, batch)):
+                totals[i] = totals[i] + value
+        return n_rows, totals
+
+    def _evaluate_batch(
+        self, function: Callable, kind: str, points: np.ndarray, batch: Batch
+    ) -> list[np.ndarray]:
+        """Evaluate a batch; one with fewer rows is filled with copies of a row, which are taken off."""
+        size, n_rows = self.rows.batch_size, len(batch[0])
+        if n_rows == size:
+            return self._evaluate(function, kind, points, batch)
+        picks = np.arange(size)
+        filled, copies = (
+            self._evaluate(function, kind, points, [_like(v, v[rows]) for v in batch])
+            for rows in (np.where(picks < n_rows, picks, 0), np.zeros(size, int))
+        )
+        return [a - (1 - n_rows / size) * b for a, b in zip(filled, copies)]
+
+    def _evaluate(
+        self, function: Callable, kind: str, points: np.ndarray, batch: Batch
+    ) -> list[np.ndarray]:
+        arrays = [batch[place] for place in self._places]
+        if kind != "d2logp":
+            results = [function(q, *arrays) for q in points.astype(self._q.dtype)]
+            return [np.array(values, dtype="float64") for values in zip(*results)]
+        [q] = points.astype(self._q.dtype)
+        blocks = np.split(
+            np.eye(len(q), dtype=q.dtype), range(self._n_directions, len(q), self._n_directions)
+        )
+        results = [function(q, block, *arrays) for block in blocks]
+        logp, gradient, _ = results[0]
+        hessian = np.concatenate([block for *_, block in results])
+        return [np.array([value], dtype="float64") for value in (logp, gradient, hessian)]
+
+    def _function(self, kind: str, thread: int) -> Callable:
+        """Return the compiled function of a thread: its storage is its own."""
+        functions = self._functions.setdefault(kind, [])
+        if not functions:
+            functions.append(self._compile(kind))
+        while len(functions) <= thread:
+            functions.append(functions[0].copy())
+        return functions[thread]
+
+    def _compile(self, kind: str) -> Callable:
+        inputs, outputs = [self._q], [self._total]
+        if kind != "logp":
+            gradient = pytensor.grad(self._total, self._q, disconnected_inputs="ignore")
+            outputs.append(gradient)
+        if kind == "d2logp":
+            direction = self._q.type("direction")
+            product = pytensor.grad(
+                (gradient * direction).sum(), self._q, disconnected_inputs="ignore"
+            )
+            directions = pt.matrix("directions", dtype=self._q.dtype, shape=(None, *self._q.type.shape))
+            inputs.append(directions)
+            outputs.append(vectorize_graph(product, {direction: directions}))
+        return pytensor.function(
+            [*inputs, *self._inputs],
+            outputs,
+            trust_input=True,
+            on_unused_input="ignore",
+            **self._compile_kwargs,
+        )
+
+
+def _terms_by_rows(
+    model: Model, jacobian: bool
+) -> list[tuple[AllRows | None, dict[Variable, Variable]]]:
+    """Sort the terms of a model's log-density by the rows that they are computed from."""
+    variables = [*model.basic_RVs, *model.potentials]
+    by_source: dict[Any, dict[Variable, Variable]] = {}
+    for variable, logp in zip(variables, model.logp(variables, jacobian=jacobian, sum=False)):
+        term = as_tensor(logp, allow_xtensor_conversion=True).sum()
+        node = variable.owner
+        if node is not None and isinstance(node.op, MinibatchRandomVariable):
+            # Each row counts once.
+            shape = model.rvs_to_values[variable].shape
+            term = term / get_scaling(node.inputs[1:], shape).astype(term.dtype)
+        sources = rows_behind([term])
+        if len(sources) > 1 or (sources and variable in model.free_RVs):
+            raise ValueError(
+                f"`{variable.name}` depends on rows of more than one source, or is a parameter that "
+                "depends on rows: batches do not add up to all of them. Stream what belongs together "
+                "from one source."
+            )
+        source = sources[0] if sources else None
+        if source is not None and variable in model.potentials:
+            warnings.warn(
+                f"the Potential `{variable.name}` is added up over all rows as it is written, as "
+                "model.logp() counts it: a factor N / batch_size that pm.fit(method='advi') needs in "
+                "it would make it count too much here.",
+                stacklevel=4,
+            )
+        by_source.setdefault(source, {})[variable] = term
+    return [
+        (
+            None
+            if source is None
+            else StreamRows(source)
+            if isinstance(source, StreamingDataset)
+            else MinibatchRows(source),
+            terms,
+        )
+        for source, terms in by_source.items()
+    ]
+
+
+def _largest_data(term: Variable) -> int:
+    """Return the size of the largest array of data in a graph."""
+    sizes = [
+        np.size(variable.data if isinstance(variable, Constant) else variable.get_value(borrow=True))
+        for variable in graph_inputs([term])
+        if isinstance(variable, Constant | TensorSharedVariable)
+    ]
+    return max(sizes, default=1)
+
+
+def _like(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return rows in the memory layout that batches have."""
+    return np.asfortranarray(rows) if values.ndim == 2 else np.ascontiguousarray(rows)
