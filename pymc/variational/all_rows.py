@@ -172,7 +172,7 @@ class SampledRows(AllRows):
             cycle=True,
         )
         super().__init__(rows.name, batches)
-        self.weight = n_seen / len(sample[0])
+        self.weight = rows.weight * n_seen / len(sample[0])
         self._pieces = list(batches.all_rows())
 
     def read(self) -> Iterator[list[Batch]]:
