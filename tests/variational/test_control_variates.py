@@ -11,7 +11,6 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
-"""The log-density over all rows, estimated from a sample of them that is corrected around a point."""
 
 import numpy as np
 import pytest
