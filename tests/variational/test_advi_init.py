@@ -95,7 +95,9 @@ def parameters(approx):
     return [param.get_value() for param in approx.params]
 
 
-@pytest.mark.parametrize("n_steps, noise, rate", [(900, 70, 0.01), (20_000, 10, 0.02), (9, 1, 0.1)])
+@pytest.mark.parametrize(
+    "n_steps, noise, rate", [(400, 70, 0.0025), (20_000, 10, 0.02), (200, 1, 0.1)]
+)
 def test_first_rate(n_steps, noise, rate):
     assert first_rate(n_steps, noise) == pytest.approx(rate)
 
