@@ -18,14 +18,9 @@
 
 The default starts at the mode and the curvature of all rows, and its rate falls to zero; the others
 start at the initial point. The reference is computed from all rows in memory: mean-field's optimum
-<<<<<<< HEAD
-over 400 fixed draws up to 20,000 rows, from there on the mode and the curvature, to which it is equal
-within a hundredth of an sd.
-=======
 over 400 fixed draws up to 20,000 rows; from there on the mode and the curvature, which it comes near
 as rows are added. At 10,000 rows the two differ by 0.01 to 0.05 sds, and by 0.7 for the spread of the
 hierarchical model.
->>>>>>> rates
 """
 
 import functools

@@ -96,11 +96,7 @@ def parameters(approx):
 
 
 @pytest.mark.parametrize(
-<<<<<<< HEAD
-    "n_steps, noise, rate", [(400, 70, 0.0025), (20_000, 10, 0.02), (9, 1, 0.1)]
-=======
     "n_steps, noise, rate", [(400, 70, 0.0025), (20_000, 10, 0.02), (200, 1, 0.1)]
->>>>>>> rates
 )
 def test_first_rate(n_steps, noise, rate):
     assert first_rate(n_steps, noise) == pytest.approx(rate)
