@@ -465,6 +465,7 @@ def _terms_by_rows(
     """Sort the terms of a model's log-density by the rows that they are computed from."""
     variables = [*model.basic_RVs, *model.potentials]
     by_source: dict[Any, dict[Variable, Variable]] = {}
+    nodes: dict[Any, Any] = {}
     for variable, logp in zip(variables, model.logp(variables, jacobian=jacobian, sum=False)):
         term = as_tensor(logp, allow_xtensor_conversion=True).sum()
         node = variable.owner
@@ -479,7 +480,8 @@ def _terms_by_rows(
                 "depends on rows: batches do not add up to all of them. Stream what belongs together "
                 "from one source."
             )
-        source = sources[0] if sources else None
+        nodes |= sources
+        source = next(iter(sources), None)
         if source is not None and variable in model.potentials:
             warnings.warn(
                 f"the Potential `{variable.name}` is added up over all rows as it is written, as "
@@ -494,7 +496,7 @@ def _terms_by_rows(
             if source is None
             else StreamRows(source)
             if isinstance(source, StreamingDataset)
-            else MinibatchRows(source),
+            else MinibatchRows(nodes[source]),
             terms,
         )
         for source, terms in by_source.items()
