@@ -30,17 +30,16 @@ from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from matplotlib.figure import Figure
 
+from benchmarks.reference import newton
 from examples.order_book.events import make_events
 from examples.order_book.fold import fold_events
 from examples.order_book.output import console
 from examples.order_book.runs import EXACT, HOW, Fit, run_fit
 from examples.order_book.shuffle import shuffle_table
 
-COLUMNS = ["mid", "spread", "imbalance", "up"]
 ROWS = (500_000, 2_000_000, 20_000_000, 50_000_000, 122_000_000)
 RATES = ("constant", "falling")
 STEPS = 20_000
@@ -106,26 +105,14 @@ def fit_all(folder: Path, n_rows: int, seeds: range) -> None:
 
 
 def optimum(table: Path) -> np.ndarray:
-    """Find means, sds, and the sds to which mean-field ADVI converges, by Newton's method.
+    """Find means, sds, and the sds to which mean-field ADVI converges.
 
     With this many rows the posterior is normal: its mean is the maximum of the posterior density,
     and the mean-field sds are those with all other coefficients held fixed.
     """
-    b = np.zeros(4)
-    for _ in range(20):
-        gradient, hessian = -b / 9, np.eye(4) / 9
-        for file in sorted(table.glob("*.parquet")):
-            rows = pq.read_table(file, columns=COLUMNS)
-            x = np.column_stack([np.ones(len(rows)), *(rows[name] for name in COLUMNS[:3])])
-            p = 1 / (1 + np.exp(-x @ b))
-            gradient += x.T @ (rows["up"].to_numpy() - p)
-            hessian += (x.T * (p * (1 - p))) @ x
-        step = np.linalg.solve(hessian, gradient)
-        b += step
-        if np.abs(step).max() < 1e-7:
-            sd = np.sqrt(np.diag(np.linalg.inv(hessian)))
-            return np.stack([b, sd, 1 / np.sqrt(np.diag(hessian))])
-    raise RuntimeError("no convergence of the maximum of the posterior")
+    best, precision = newton(table)
+    sd = np.sqrt(np.diag(np.linalg.inv(precision)))
+    return np.stack([best, sd, 1 / np.sqrt(np.diag(precision))])
 
 
 def table_of(folder: Path) -> list[Row]:
