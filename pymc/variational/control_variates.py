@@ -77,10 +77,8 @@ class ControlVariates:
         self.at = np.asarray(at, dtype="float64")
         self.sample = full.sample(n_rows, random_seed)
         values = full.d2logp(self.at) if values is None else values
-        self.correction = tuple(
-            over_all - over_sample
-            for over_all, over_sample in zip(values, self.sample.d2logp(self.at))
-        )
+        value, gradient, hessian = self.sample.d2logp(self.at)
+        self.correction = (values[0] - value, values[1] - gradient, values[2] - hessian)
 
     def logp(self, q: np.ndarray) -> np.ndarray:
         """Estimate the log-density at K points.

@@ -102,12 +102,12 @@ class FitReport:
         )
 
     def _worst(self) -> pd.DataFrame:
-        """Return the rows to show, in their order: all, or those that are furthest off."""
+        """Return the rows to show: all, or those that are furthest off, the worst first."""
         if len(self.table) <= SHOWN:
             return self.table
         sds = np.log(self.table[VS_MARGINAL if self.full_rank else VS_MEAN_FIELD]).abs()
         off = np.maximum(self.table[MEAN].abs() / FAR_MEAN, sds / np.log(FAR_SD)).fillna(0)
-        return self.table.iloc[np.sort(np.argsort(-off.to_numpy(), stable=True)[:SHOWN])]
+        return self.table.iloc[np.argsort(-off.to_numpy(), stable=True)[:SHOWN]]
 
     def _hidden(self) -> str:
         n_parameters = len(self.table)

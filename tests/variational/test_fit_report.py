@@ -244,7 +244,7 @@ def test_prints_the_worst_of_many_parameters():
         "- what is <wrong>",
     ]
     shown = [line.split()[0] for line in lines[3:-2]]
-    assert len(shown) == 20 and shown[7] == "b[7]" and shown[-1] == "b[29]"
+    assert len(shown) == 20 and shown[:3] == ["b[29]", "b[7]", "b[0]"]
 
 
 def test_prints_in_a_notebook():
@@ -255,7 +255,7 @@ def test_prints_in_a_notebook():
 def test_plot():
     [axes] = large_report().plot().axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(labels) == 20 and labels[-1] == "b[29]"
+    assert len(labels) == 20 and labels[:2] == ["b[29]", "b[7]"]
 
 
 def test_plot_needs_matplotlib(monkeypatch):
