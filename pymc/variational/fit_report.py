@@ -156,7 +156,7 @@ class FitReport:
         axes.invert_yaxis()
         axes.set_xlabel("distance from the mode, in sds of the posterior")
         axes.set_title("Mean ± sd", fontsize="medium")
-        axes.legend()
+        figure.legend(loc="outside upper right")
         return figure
 
 
@@ -259,7 +259,7 @@ def fit_report(
         full_rank=full_rank,
         pareto_k=k,
         elbo=float(log_ratios.mean()),
-        elbo_error=spread / np.sqrt(n_draws),
+        elbo_error=spread / n_draws**0.5,
         estimate_error=estimate_error,
         n_rows=full.n_rows or 0,
         n_passes=full.n_passes,
