@@ -15,9 +15,10 @@
 
 ``python -m benchmarks.fidelity`` simulates the order book of ``examples/order_book`` with more and
 more events over the same eight weeks, sorted by time, and fits the logistic regression of the next
-mid move with ADVI: from memory, and streamed in three ways, each with several seeds and in a
-process of its own. The noise floor is the difference between two fits from memory with different
-seeds. Finished fits are kept, so that an interrupted run goes on where it was.
+mid move: exactly, by passes over all rows, and with ADVI, from memory and streamed in three ways, each
+with several seeds and in a process of its own. The noise floor is the difference between two fits
+from memory with different seeds. Means and sds are held against Newton's method in NumPy, over all
+rows. Finished fits are kept, so that an interrupted run goes on where it was.
 """
 
 import argparse
@@ -29,17 +30,16 @@ from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from matplotlib.figure import Figure
 
+from benchmarks.reference import newton
 from examples.order_book.events import make_events
 from examples.order_book.fold import fold_events
 from examples.order_book.output import console
-from examples.order_book.runs import HOW, Fit, run_fit
+from examples.order_book.runs import EXACT, HOW, Fit, run_fit
 from examples.order_book.shuffle import shuffle_table
 
-COLUMNS = ["mid", "spread", "imbalance", "up"]
 ROWS = (500_000, 2_000_000, 20_000_000, 50_000_000, 122_000_000)
 RATES = ("constant", "falling")
 STEPS = 20_000
@@ -54,20 +54,21 @@ COLOURS = dict(zip(HOW, ("#000000", "#D55E00", "#E69F00", "#0072B2")))
 class Row:
     """A line of the table: the fits of one stream at one number of rows.
 
-    Differences are the largest over the coefficients, of posterior means.
+    Differences are the largest over the coefficients. The exact posterior is that of Newton's method.
     """
 
     rows: int
     learning_rate: str
     fit: str
     seeds: int
-    difference: float  # from a fit in memory: median over pairs of seeds
+    difference: float  # of means, from a fit in memory: median over pairs of seeds
     difference_low: float
     difference_high: float
     noise_floor: float  # between fits in memory: median over pairs of seeds
     times_noise_floor: float
-    from_optimum: float  # from the maximum of the posterior: median over seeds
-    sd_ratio: float  # largest ratio of a sd to the one of mean field at the maximum: median
+    means_off: float  # from the exact means, in exact posterior sds: median over seeds
+    sd_ratio_low: float  # to the sds that the method converges to (of ADVI, mean field's): median
+    sd_ratio_high: float
     peak_mb: float
 
 
@@ -75,7 +76,8 @@ def fit_all(folder: Path, n_rows: int, seeds: range) -> None:
     """Do what fits of one number of rows are not done yet."""
     jobs = {
         folder / "fits" / f"{how}-{rate}-{seed}.json": (how, rate, seed)
-        for seed, rate, how in product(seeds, RATES, HOW)
+        for seed, rate, how in product(seeds, RATES, (EXACT, *HOW))
+        if how != EXACT or rate == "falling"  # it has no rate
     }
     if (folder / "optimum.csv").is_file() and all(result.is_file() for result in jobs):
         return
@@ -103,25 +105,14 @@ def fit_all(folder: Path, n_rows: int, seeds: range) -> None:
 
 
 def optimum(table: Path) -> np.ndarray:
-    """Find mean and sd to which mean-field ADVI converges, by Newton's method over all rows.
+    """Find means, sds, and the sds to which mean-field ADVI converges.
 
     With this many rows the posterior is normal: its mean is the maximum of the posterior density,
     and the mean-field sds are those with all other coefficients held fixed.
     """
-    b = np.zeros(4)
-    for _ in range(20):
-        gradient, hessian = -b / 9, np.eye(4) / 9
-        for file in sorted(table.glob("*.parquet")):
-            rows = pq.read_table(file, columns=COLUMNS)
-            x = np.column_stack([np.ones(len(rows)), *(rows[name] for name in COLUMNS[:3])])
-            p = 1 / (1 + np.exp(-x @ b))
-            gradient += x.T @ (rows["up"].to_numpy() - p)
-            hessian += (x.T * (p * (1 - p))) @ x
-        step = np.linalg.solve(hessian, gradient)
-        b += step
-        if np.abs(step).max() < 1e-7:
-            return np.stack([b, 1 / np.sqrt(np.diag(hessian))])
-    raise RuntimeError("no convergence of the maximum of the posterior")
+    best, precision = newton(table)
+    sd = np.sqrt(np.diag(np.linalg.inv(precision)))
+    return np.stack([best, sd, 1 / np.sqrt(np.diag(precision))])
 
 
 def table_of(folder: Path) -> list[Row]:
@@ -138,16 +129,18 @@ def table_of(folder: Path) -> list[Row]:
         ]
         if len(seeds) < 2:
             continue
-        best, best_sd = np.loadtxt(point / "optimum.csv")
+        best, best_sd, mean_field_sd = np.loadtxt(point / "optimum.csv")
         for rate in RATES:
             fits = {
                 how: [Fit.read(point / "fits" / f"{how}-{rate}-{seed}.json") for seed in seeds]
-                for how in HOW
+                for how in (HOW if rate == "constant" else (EXACT, *HOW))
             }
             floor = np.median(
                 [_difference(one, other) for one, other in combinations(fits["in-RAM"], 2)]
             )
-            for how in HOW:
+            for how in fits:
+                limit = best_sd if how == EXACT else mean_field_sd
+                ratios = [np.divide(one.sd, limit) for one in fits[how]]
                 pairs = (
                     combinations(fits[how], 2)
                     if how == "in-RAM"
@@ -165,10 +158,11 @@ def table_of(folder: Path) -> list[Row]:
                         difference_high=max(differences),
                         noise_floor=float(floor),
                         times_noise_floor=float(np.median(differences) / floor),
-                        from_optimum=float(
-                            np.median([np.abs(one.mean - best).max() for one in fits[how]])
+                        means_off=float(
+                            np.median([max(abs(one.mean - best) / best_sd) for one in fits[how]])
                         ),
-                        sd_ratio=float(np.median([max(one.sd / best_sd) for one in fits[how]])),
+                        sd_ratio_low=float(np.median([min(ratio) for ratio in ratios])),
+                        sd_ratio_high=float(np.median([max(ratio) for ratio in ratios])),
                         peak_mb=max(one.peak_mb for one in fits[how]),
                     )
                 )

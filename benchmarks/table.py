@@ -106,32 +106,34 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def write_csv(rows: list[Row], path: Path) -> None:
+def write_csv(rows: list, path: Path) -> None:
     """Write the rows, aside first, so that the file is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(
+            file, [field.name for field in fields(rows[0])], lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(map(asdict, rows))
     partial.replace(path)
 
 
-def read_csv(path: Path) -> list[Row]:
+def read_csv[R](path: Path, kind: type[R] = Row) -> list[R]:
     """Read the rows that :func:`write_csv` wrote; none if there is no file."""
     if not path.is_file():
         return []
-    kinds = {field.name: field.type for field in fields(Row)}
+    kinds = {field.name: field.type for field in fields(kind)}
 
     def parse(name: str, text: str) -> str | float | None:
         if kinds[name] is str:
             return text
-        number = int if kinds[name] == int | None else float
+        number = int if kinds[name] in (int, int | None) else float
         return number(text) if text else None
 
     with open(path, newline="") as file:
         lines = list(csv.DictReader(file))
-    return [Row(**{name: parse(name, text) for name, text in line.items()}) for line in lines]
+    return [kind(**{name: parse(name, text) for name, text in line.items()}) for line in lines]
 
 
 def print_table(rows: list[Row]) -> None:

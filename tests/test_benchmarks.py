@@ -1,4 +1,4 @@
-"""The table of the benchmarks and their command line. Nothing is timed."""
+"""The tables of the benchmarks and their command lines. Nothing is timed."""
 
 import subprocess
 import sys
@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
+from benchmarks import accuracy  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.processes import NO_PEERS, in_turn, run, run_peer  # noqa: E402
+from benchmarks.reference import newton  # noqa: E402
 from benchmarks.table import Row, compared, print_table, read_csv, write_csv  # noqa: E402
 from examples.order_book.output import console  # noqa: E402
 
@@ -110,8 +113,93 @@ def test_what_needs_no_peers_runs_without(tmp_path):
     assert run_peer(None, "pre_shuffle", "duckdb", *folders) == NO_PEERS
 
 
-def test_command_line():
-    command = [sys.executable, "-m", "benchmarks", "--help"]
+@pytest.mark.parametrize(
+    "module, says", [("benchmarks", "sections:"), ("benchmarks.accuracy", "the wall time")]
+)
+def test_command_line(module, says):
+    command = [sys.executable, "-m", module, "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
-    assert "sections:" in done.stdout
+    assert says in done.stdout
+
+
+@pytest.fixture
+def order_book(tmp_path):
+    """A table of two files, and its features with a column of ones, and outcomes."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3000, 3)).astype("f4")
+    up = (rng.random(3000) < 1 / (1 + np.exp(-x @ [1.0, -0.5, 0.0]))).astype("i1")
+    names = ["mid", "spread", "imbalance"]
+    table = pa.table(dict(zip(names, x.T), up=up))
+    folder = tmp_path / "table"
+    folder.mkdir()
+    pq.write_table(table[:1000], folder / "0.parquet")
+    pq.write_table(table[1000:], folder / "1.parquet")
+    return folder, np.column_stack([np.ones(3000), x]), up
+
+
+def test_reference_is_the_mode_and_the_curvature_there(order_book):
+    folder, x, up = order_book
+    mode, precision = newton(folder)
+
+    def gradient(b):
+        return x.T @ (up - 1 / (1 + np.exp(-x @ b))) - b / 9
+
+    np.testing.assert_allclose(gradient(mode), 0, atol=1e-6)
+    steps = 1e-4 * np.eye(4)
+    slopes = [(gradient(mode + step) - gradient(mode - step)) / 2e-4 for step in steps]
+    np.testing.assert_allclose(precision, -np.array(slopes), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "error, ratio, seconds, note",
+    [
+        (0.09, 1.09, 40.0, ""),
+        (0.11, 1.0, 40.0, "ends outside the bounds, after 40 s"),
+        (0.0, 0.89, 40.0, "ends outside the bounds, after 40 s"),
+        (0.0, np.nan, 40.0, "ends outside the bounds, after 40 s"),
+        (0.0, 1.0, 301.0, "not within 5 minutes"),
+    ],
+)
+def test_a_time_is_that_of_an_accurate_fit(error, ratio, seconds, note):
+    mean, precision = np.arange(4.0), np.eye(4) + 1
+    goals = accuracy.goals_of(mean, precision)
+    # Unlike mean field's own sds, those of the posterior are not 1 / sqrt(2).
+    sds = np.sqrt(np.diag(np.linalg.inv(precision)))
+    fit = {
+        "mean": (mean + error * sds).tolist(),
+        "sd": (ratio / np.sqrt(np.diag(precision))).tolist(),
+        "seconds": seconds,
+        "peak_mb": 300.0,
+    }
+    contender = accuracy.Contender("ours", "advi")
+    row = accuracy.judged(contender, 3000, goals, fit, {"seconds": 8.0})
+    assert row.note == note
+    assert row.means_off == pytest.approx(error)
+    assert row.sd_high == pytest.approx(ratio, nan_ok=True)
+    assert (row.seconds, row.seconds_without_compilation) == ((None,) * 2 if note else (40, 32))
+    if not note:
+        assert row.posterior_sd_high == pytest.approx(1.09 / np.sqrt(2 * 0.8), rel=1e-3)
+
+
+def test_accuracy_keeps_why_a_contender_failed(tmp_path, order_book):
+    contender = accuracy.Contender("NumPyro", "AutoNormal", note="all rows")
+    folder, *_ = order_book
+    goals = accuracy.goals_of(*newton(folder))
+    row = accuracy.judged(contender, 3000, goals, "MemoryError", NO_PEERS)
+    assert (row.seconds, row.means_off, row.note) == (None, None, "MemoryError")
+    path = tmp_path / "accuracy.csv"
+    write_csv([row], path)
+    assert read_csv(path, accuracy.Row) == [row]
+    with console.capture() as capture:
+        accuracy.print_table([row])
+    assert "MemoryError" in capture.get()
+
+
+def test_a_contender_runs_as_a_script(order_book):
+    folder, *_ = order_book
+    goals = accuracy.goals_of(*newton(folder))
+    goal = goals["means only"]
+    assert accuracy.run_contender("sklearn_newton", None, folder, goal) == NO_PEERS
+    done = accuracy.run_contender("sklearn_newton", sys.executable, folder, goal)
+    assert "sklearn" in done if isinstance(done, str) else done["mean"]

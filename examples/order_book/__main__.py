@@ -18,7 +18,7 @@ import importlib.util
 
 from pathlib import Path
 
-from examples.order_book.runs import HOW, compare, measure_memory
+from examples.order_book.runs import EXACT, HOW, compare, measure_memory
 
 DESCRIPTION = """\
 From raw order-book events to a posterior, from memory and streamed from disk.
@@ -28,8 +28,8 @@ stages:
   events   make raw order-book events, a file a day
   fold     fold the events into a Parquet table of book states
   shuffle  shuffle the table on disk
-  fit      fit in RAM, in RAM with another seed, and streamed in three ways, each in a process of
-           its own (with --how: only that one, in this process)
+  fit      find the exact posterior, and fit in RAM, in RAM with another seed, and streamed in
+           three ways, each in a process of its own (with --how: only that one, in this process)
   memory   short fits on a sixteenth and a quarter of the table, for their peak memory
   report   print the comparison and save the pictures
 """
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
     text = "learning rate of the fits (default: %(default)s)"
     parser.add_argument("--rate", choices=("falling", "constant"), default="falling", help=text)
-    parser.add_argument("--how", choices=HOW, help="the only fit to do, in this process")
+    parser.add_argument("--how", choices=(EXACT, *HOW), help="the only fit to do, in this process")
     text = "use only the first files of the table"
     parser.add_argument("--table-files", type=int, metavar="N", help=text)
     parser.add_argument("--result", type=Path, help="JSON file for the result of --how")

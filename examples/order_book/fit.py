@@ -11,7 +11,7 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
-"""Stage 4: one ADVI fit of the logistic regression, from memory or streamed, and what it took."""
+"""Stage 4: one fit of the logistic regression, from memory or streamed, and what it took."""
 
 import resource
 import sys
@@ -26,10 +26,9 @@ import pytensor
 import pymc as pm
 
 from examples.order_book.output import progress_bar
-from examples.order_book.runs import Fit
+from examples.order_book.runs import EXACT, Fit
 
 COLUMNS = ["mid", "spread", "imbalance", "up"]
-FIRST_RATE = 0.1
 CONSTANT_RATE = 0.01
 
 
@@ -75,25 +74,8 @@ class Clock:
         self.steps += 1
 
     @property
-    def steps_per_second(self) -> float:
-        return (self.steps - 1) / (self.last - self.first)
-
-
-class FallingRate:
-    """Callback of ``pm.fit`` that lets the learning rate fall from `FIRST_RATE` to zero.
-
-    While the rate is high, the means wander with each minibatch. As it falls, they become an
-    average over more and more steps: some epochs, at the end. That matters most for the stream,
-    as row groups in random order stand for all weeks only over an epoch as a whole.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.rate = pytensor.shared(np.asarray(FIRST_RATE, pytensor.config.floatX), "rate")
-
-    def __call__(self, approx, losses, step: int) -> None:
-        rate = FIRST_RATE * (1 - step / self.steps) ** 4
-        self.rate.set_value(np.asarray(rate, self.rate.dtype))
+    def seconds(self) -> float:
+        return self.last - self.first
 
 
 def peak_memory_mb() -> float:
@@ -139,22 +121,23 @@ def fit(
     buffer_size: int,
     table_files: int | None = None,
 ) -> Fit:
-    """Fit the logistic regression with ADVI in this process.
+    """Fit the logistic regression in this process.
 
     Parameters
     ----------
     folder : Path
         The fit reads ``folder/table``, or ``folder/shuffled``.
-    how : {"in-RAM", "bounded-buffer", "row-groups", "pre-shuffled"}
-        Whether minibatches are drawn from arrays in memory, or streamed from Parquet: through a
-        shuffle buffer in file order, through one with row groups in random order, or from the
-        table that was shuffled on disk.
+    how : {"exact", "in-RAM", "bounded-buffer", "row-groups", "pre-shuffled"}
+        The exact posterior from passes over the table; or ADVI, with minibatches that are drawn
+        from arrays in memory, or streamed from Parquet: through a shuffle buffer in file order,
+        through one with row groups in random order, or from the table that was shuffled on disk.
     fit_seed : int
         Seed of the fit and of the order of the rows.
     steps, batch_size : int
         Steps of ADVI, and rows in each minibatch.
     rate : {"falling", "constant"}
-        Learning rate of Adam: see :class:`FallingRate`, or `CONSTANT_RATE`.
+        Start at the mode, with a learning rate that falls to zero: what ``pm.fit`` does on a stream.
+        Or Adam with `CONSTANT_RATE` from the initial point.
     buffer_size : int
         Rows in the shuffle buffer, if streamed through one.
     table_files : int, optional
@@ -166,12 +149,9 @@ def fit(
     """
     paths = files_of_table(folder, table_files)
     clock = Clock()
-    callbacks = [clock]
-    learning_rate = CONSTANT_RATE
-    if rate == "falling":
-        falling = FallingRate(steps)
-        callbacks.append(falling)
-        learning_rate = falling.rate
+    options = {"init": "mode"}
+    if rate == "constant":
+        options = {"obj_optimizer": pm.adam(learning_rate=CONSTANT_RATE)}
     with pm.Model():
         if how != "in-RAM":
             ds = open_stream(
@@ -192,21 +172,24 @@ def fit(
         b = pm.Normal("b", 0.0, 3.0, shape=4)
         logit = b[0] + b[1] * x[:, 0] + b[2] * x[:, 1] + b[3] * x[:, 2]
         pm.Bernoulli("up", logit_p=logit, observed=y, total_size=n_rows)
-        approx = pm.fit(
-            steps,
-            method="advi",
-            obj_optimizer=pm.adam(learning_rate=learning_rate),
-            callbacks=callbacks,
-            random_seed=fit_seed,
-        )
+        started = time.perf_counter()
+        if how == EXACT:
+            approx = pm.fit(method="laplace", random_seed=fit_seed)
+        else:
+            approx = pm.fit(
+                steps, method="advi", callbacks=[clock], random_seed=fit_seed, **options
+            )
+    exact = how == EXACT
+    covariance = approx.cov.eval()
     return Fit(
         how=how,
         rate=rate,
         seed=fit_seed,
         n_rows=n_rows,
-        steps=clock.steps,
+        steps=len(approx.hist) if exact else clock.steps,
         mean=approx.mean.eval().tolist(),
         sd=approx.std.eval().tolist(),
-        steps_per_second=clock.steps_per_second,
+        seconds=time.perf_counter() - started if exact else clock.seconds,
         peak_mb=peak_memory_mb(),
+        mean_field_sd=(np.diag(np.linalg.inv(covariance)) ** -0.5).tolist() if exact else None,
     )

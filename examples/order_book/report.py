@@ -23,11 +23,12 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from examples.order_book.output import console
-from examples.order_book.runs import STREAMS, Fit
+from examples.order_book.runs import EXACT, Fit
 
 COEFFICIENTS = ("intercept", "mid", "spread", "imbalance")
 # Far apart for every kind of colour vision.
 COLOURS = {
+    "exact": "#009E73",
     "in-RAM": "#0072B2",
     "in-RAM again": "#56B4E9",
     "bounded-buffer": "#000000",
@@ -46,35 +47,49 @@ def read_fits(folder: Path) -> dict[str, Fit]:
 
 
 def print_tables(fits: dict[str, Fit]) -> None:
-    """Print posteriors, differences against the noise floor, speed and memory."""
-    ram, again = fits["in-RAM"], fits["in-RAM again"]
-    floor = np.abs(np.subtract(again.mean, ram.mean))
-    differences = {how: np.subtract(fits[how].mean, ram.mean) for how in STREAMS}
+    """Print posteriors, how far they are from the exact one, speed and memory."""
+    exact = fits[EXACT]
     table = Table(
-        title=f"Posterior after {ram.steps:,} steps on {ram.n_rows:,} rows, sorted by time",
-        caption="Of each stream: difference of its means from the fit in memory",
+        title=f"Posterior of {exact.n_rows:,} rows, sorted by time",
+        caption="Of each fit: distance of its mean from the exact one, in posterior sds, and its sd "
+        "as a ratio to the one that mean-field ADVI converges to",
     )
     table.add_column("coefficient")
-    for name in ("in-RAM", "sd", "noise floor", *STREAMS):
-        table.add_column(name.replace("-", " ") if name in STREAMS else name, justify="right")
-    for j, name in enumerate(COEFFICIENTS):
-        values = (ram.mean[j], ram.sd[j], floor[j], *(differences[how][j] for how in STREAMS))
-        table.add_row(name, *(f"{value:.4f}" for value in values))
+    names = [name for name in fits if name != EXACT]
+    for name in ("exact mean", "exact sd", *(name.replace("-", " ") for name in names)):
+        table.add_column(name, justify="right")
+    for j, coefficient in enumerate(COEFFICIENTS):
+        others = []
+        for name in names:
+            distance, ratio = distances(fits[name], exact)
+            others.append(f"{distance[j]:+.2f} ({ratio[j]:.2f})")
+        table.add_row(coefficient, f"{exact.mean[j]:.4f}", f"{exact.sd[j]:.4f}", *others)
     console.print(table)
-    noise = floor.max()
-    console.print(f"Noise floor, the largest difference of two fits from memory: {noise:.4f}")
-    for how, difference in differences.items():
-        largest = np.abs(difference).max()
+    console.print(
+        f"Exact posterior: {exact.steps} passes over all rows, {exact.seconds:.1f} seconds"
+    )
+    for name in names:
+        distance, ratio = distances(fits[name], exact)
         console.print(
-            f"Largest difference, {how}: {largest:.4f}, {largest / noise:.1f} times the noise floor"
+            f"{name}: means within {np.abs(distance).max():.2f} posterior sds, "
+            f"sds {ratio.min():.2f} to {ratio.max():.2f} of mean-field's own"
         )
     table = Table(title="What it took")
     table.add_column("fit")
-    for name in ("seed", "steps per second", "peak memory (MB)"):
+    for name in ("seed", "steps", "seconds", "peak memory (MB)"):
         table.add_column(name, justify="right")
     for name, one in fits.items():
-        table.add_row(name, str(one.seed), f"{one.steps_per_second:,.0f}", f"{one.peak_mb:,.0f}")
+        row = (name, str(one.seed), f"{one.steps:,}", f"{one.seconds:.1f}", f"{one.peak_mb:,.0f}")
+        table.add_row(*row)
     console.print(table)
+
+
+def distances(one: Fit, exact: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Return distances of means from the exact ones, in sds, and ratios of sds to mean-field's."""
+    return (
+        np.subtract(one.mean, exact.mean) / exact.sd,
+        np.divide(one.sd, exact.mean_field_sd),
+    )
 
 
 def draw_posterior(fits: dict[str, Fit], path: Path) -> None:

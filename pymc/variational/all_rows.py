@@ -113,10 +113,13 @@ class StreamRows(AllRows):
 
 
 class MinibatchRows(AllRows):
-    """All rows of the arrays behind a ``pm.Minibatch`` in memory."""
+    """All rows of the arrays behind a ``pm.Minibatch`` in memory.
+
+    The nodes that draw it may be copies of each other. What they have in common is the generator.
+    """
 
     def __init__(self, node: Any):
-        self._node = node
+        self._rng = node.inputs[-1]
         arrays = tuple(variable.eval() for variable in node.inputs[:-1])
         batch_size = node.outputs[0].type.shape[0]
         dtypes = [array.dtype for array in arrays]
@@ -129,8 +132,11 @@ class MinibatchRows(AllRows):
         return next(self.read())[0]
 
     def tensors_in(self, terms: Iterable[Variable]) -> list[tuple[int, Variable]]:
-        behind = set(ancestors(terms))
-        return [(i, v) for i, v in enumerate(self._node.outputs[:-1]) if v in behind]
+        return [
+            (variable.owner.outputs.index(variable), variable)
+            for variable in _minibatches(ancestors(terms))
+            if variable.owner.inputs[-1] is self._rng
+        ]
 
 
 class SampledRows(AllRows):
@@ -187,11 +193,19 @@ def _smallest(held: list[tuple[np.ndarray, Batch]], n_rows: int) -> tuple[np.nda
     return keys[order], [np.concatenate(part)[order] for part in parts]
 
 
-def rows_behind(terms: Iterable[Variable]) -> list[StreamingDataset | Any]:
-    """List the streams, and the nodes of in-memory minibatches, in graphs."""
+def rows_behind(terms: Iterable[Variable]) -> dict[Any, Any]:
+    """Find the streams in graphs, and by its generator a node of each in-memory minibatch."""
     behind = list(ancestors(terms))
-    nodes = dict.fromkeys(
-        v.owner for v in behind if v.owner is not None and isinstance(v.owner.op, MinibatchOp)
-    )
-    in_memory = [node for node in nodes if not streams_behind(ancestors(node.inputs))]
-    return [*streams_behind(behind), *in_memory]
+    streams = {stream: stream for stream in streams_behind(behind)}
+    return streams | {v.owner.inputs[-1]: v.owner for v in _minibatches(behind)}
+
+
+def _minibatches(variables: Iterable[Variable]) -> list[Variable]:
+    """List what is drawn from arrays in memory."""
+    return [
+        variable
+        for variable in variables
+        if variable.owner is not None
+        and isinstance(variable.owner.op, MinibatchOp)
+        and not streams_behind(ancestors(variable.owner.inputs))
+    ]

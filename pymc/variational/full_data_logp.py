@@ -247,9 +247,7 @@ class FullDataLogp:
             Of the same compiled functions. A model of data in memory gives the same log-density.
         """
         seed = seed_of(random_seed)
-        return self._over(
-            lambda i, rows: SampledRows(rows, n_rows, (seed, i), self._n_threads)
-        )
+        return self._over(lambda i, rows: SampledRows(rows, n_rows, (seed, i), self._n_threads))
 
     def _over(self, rows_of: Callable[[int, AllRows], AllRows]) -> "FullDataLogp":
         """Return the log-density over other rows, given those of each part by their number."""
@@ -344,21 +342,21 @@ class _Part:
 
     def evaluate(self, kind: str, points: np.ndarray) -> list[np.ndarray]:
         """Evaluate terms without rows at each of the points."""
-        return self._evaluate(self._function(kind, 0), kind, points, [])
+        function = self._function(kind, 0)
+        return _joined(kind, [function(*call) for call in self._calls(kind, points)])
 
     def evaluate_rows(
         self, kind: str, points: np.ndarray, n_threads: int
     ) -> Iterator[tuple[int, list[np.ndarray]]]:
         """Evaluate each piece of the rows at each of the points, and count the rows in it."""
         assert self.rows is not None
-        n_seen = 0
+        n_seen, calls = 0, self._calls(kind, points)
         workers = [
-            partial(self._evaluate_piece, self._function(kind, i), kind, points)
-            for i in range(n_threads)
+            partial(self._evaluate_piece, self._function(kind, i), calls) for i in range(n_threads)
         ]
-        for n_rows, values in in_threads(self.rows.read(), workers):
+        for n_rows, sums in in_threads(self.rows.read(), workers):
             n_seen += n_rows
-            yield n_rows, values
+            yield n_rows, _joined(kind, sums)
         self.rows.expect(n_seen)
 
     def check_sum(self, q: np.ndarray) -> None:
@@ -368,10 +366,11 @@ class _Part:
         """
         assert self.rows is not None
         batch, function = self.rows.loaded(), self._function("logp", 0)
+        [call] = self._calls("logp", q[None])
         n_rows = self.rows.batch_size
         pattern = np.arange(n_rows) < n_rows // 3
         both, one, other = (
-            self._evaluate(function, "logp", q[None], [_like(v, v[picks]) for v in batch])[0][0]
+            float(function(*call, *self._arrays(batch, picks))[0])
             for picks in (np.where(pattern, 0, n_rows - 1), [0] * n_rows, [n_rows - 1] * n_rows)
         )
         share = np.mean(pattern)
@@ -383,46 +382,49 @@ class _Part:
                 "up to what it is for all rows. Give each row a term of its own, given the parameters."
             )
 
+    def _calls(self, kind: str, points: np.ndarray) -> list[list[np.ndarray]]:
+        """List what the function is called with for each batch, before its arrays."""
+        points = points.astype(self._q.dtype)
+        if kind != "d2logp":
+            return [[q] for q in points]
+        [q] = points
+        starts = range(self._n_directions, len(q), self._n_directions)
+        return [[q, directions] for directions in np.split(np.eye(len(q), dtype=q.dtype), starts)]
+
     def _evaluate_piece(
-        self, function: Callable, kind: str, points: np.ndarray, number: int, piece: list[Batch]
-    ) -> tuple[int, list[np.ndarray]]:
-        n_rows, totals = 0, [np.float64(0)] * len(KINDS[kind])
+        self, function: Callable, calls: list[list[np.ndarray]], number: int, piece: list[Batch]
+    ) -> tuple[int, list[list[Any]]]:
+        """Add up what the function gives for each call over the batches of a piece."""
+        assert self.rows is not None
+        n_rows, size = 0, self.rows.batch_size
+        sums: list[list[Any]] = [[np.float64(0)] * len(function.outputs) for _ in calls]
         for batch in piece:
             self.rows.check(batch)
             n_rows += len(batch[0])
-            for i, value in enumerate(self._evaluate_batch(function, kind, points, batch)):
-                totals[i] = totals[i] + value
-        return n_rows, totals
+            filled = [batch[place] for place in self._places]
+            share = 1 - len(batch[0]) / size
+            if share:
+                # Filled with copies of a row, which are taken off.
+                picks = np.arange(size)
+                filled = self._arrays(batch, np.where(picks < len(batch[0]), picks, 0))
+                copies = self._arrays(batch, picks * 0)
+            for total, call in zip(sums, calls):
+                for i, value in enumerate(function(*call, *filled)):
+                    total[i] = total[i] + value
+                for i, value in enumerate(function(*call, *copies) if share else []):
+                    # Of an infinite term there is nothing to take off.
+                    total[i] = total[i] - np.where(np.isfinite(value), share * value, 0)
+        return n_rows, sums
 
-    def _evaluate_batch(
-        self, function: Callable, kind: str, points: np.ndarray, batch: Batch
-    ) -> list[np.ndarray]:
-        """Evaluate a batch; one with fewer rows is filled with copies of a row, which are taken off."""
-        size, n_rows = self.rows.batch_size, len(batch[0])
-        if n_rows == size:
-            return self._evaluate(function, kind, points, batch)
-        picks = np.arange(size)
-        filled, copies = (
-            self._evaluate(function, kind, points, [_like(v, v[rows]) for v in batch])
-            for rows in (np.where(picks < n_rows, picks, 0), np.zeros(size, int))
-        )
-        return [a - (1 - n_rows / size) * b for a, b in zip(filled, copies)]
-
-    def _evaluate(
-        self, function: Callable, kind: str, points: np.ndarray, batch: Batch
-    ) -> list[np.ndarray]:
+    def _arrays(self, batch: Batch, rows: Any) -> list[np.ndarray]:
+        """Return some rows of a batch as the function takes them, in the layout of batches."""
         arrays = [batch[place] for place in self._places]
-        if kind != "d2logp":
-            results = [function(q, *arrays) for q in points.astype(self._q.dtype)]
-            return [np.array(values, dtype="float64") for values in zip(*results)]
-        [q] = points.astype(self._q.dtype)
-        blocks = np.split(
-            np.eye(len(q), dtype=q.dtype), range(self._n_directions, len(q), self._n_directions)
-        )
-        results = [function(q, block, *arrays) for block in blocks]
-        logp, gradient, _ = results[0]
-        hessian = np.concatenate([block for *_, block in results])
-        return [np.array([value], dtype="float64") for value in (logp, gradient, hessian)]
+        return [
+            np.asfortranarray(values[rows])
+            if values.ndim == 2
+            else np.ascontiguousarray(values[rows])
+            for values in arrays
+        ]
 
     def _function(self, kind: str, thread: int) -> Callable:
         """Return the compiled function of a thread: its storage is its own."""
@@ -443,7 +445,9 @@ class _Part:
             product = pytensor.grad(
                 (gradient * direction).sum(), self._q, disconnected_inputs="ignore"
             )
-            directions = pt.matrix("directions", dtype=self._q.dtype, shape=(None, *self._q.type.shape))
+            directions = pt.matrix(
+                "directions", dtype=self._q.dtype, shape=(None, *self._q.type.shape)
+            )
             inputs.append(directions)
             outputs.append(vectorize_graph(product, {direction: directions}))
         return pytensor.function(
@@ -461,6 +465,7 @@ def _terms_by_rows(
     """Sort the terms of a model's log-density by the rows that they are computed from."""
     variables = [*model.basic_RVs, *model.potentials]
     by_source: dict[Any, dict[Variable, Variable]] = {}
+    nodes: dict[Any, Any] = {}
     for variable, logp in zip(variables, model.logp(variables, jacobian=jacobian, sum=False)):
         term = as_tensor(logp, allow_xtensor_conversion=True).sum()
         node = variable.owner
@@ -475,7 +480,8 @@ def _terms_by_rows(
                 "depends on rows: batches do not add up to all of them. Stream what belongs together "
                 "from one source."
             )
-        source = sources[0] if sources else None
+        nodes |= sources
+        source = next(iter(sources), None)
         if source is not None and variable in model.potentials:
             warnings.warn(
                 f"the Potential `{variable.name}` is added up over all rows as it is written, as "
@@ -490,23 +496,29 @@ def _terms_by_rows(
             if source is None
             else StreamRows(source)
             if isinstance(source, StreamingDataset)
-            else MinibatchRows(source),
+            else MinibatchRows(nodes[source]),
             terms,
         )
         for source, terms in by_source.items()
     ]
 
 
+def _joined(kind: str, results: list[list[Any]]) -> list[np.ndarray]:
+    """Join what each call gave: of each point, or for each block of directions at one."""
+    if kind != "d2logp":
+        return [np.array(values, dtype="float64") for values in zip(*results)]
+    logp, gradient, _ = results[0]
+    hessian = np.concatenate([block for *_, block in results])
+    return [np.array([value], dtype="float64") for value in (logp, gradient, hessian)]
+
+
 def _largest_data(term: Variable) -> int:
     """Return the size of the largest array of data in a graph."""
     sizes = [
-        np.size(variable.data if isinstance(variable, Constant) else variable.get_value(borrow=True))
+        np.size(
+            variable.data if isinstance(variable, Constant) else variable.get_value(borrow=True)
+        )
         for variable in graph_inputs([term])
         if isinstance(variable, Constant | TensorSharedVariable)
     ]
     return max(sizes, default=1)
-
-
-def _like(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return rows in the memory layout that batches have."""
-    return np.asfortranarray(rows) if values.ndim == 2 else np.ascontiguousarray(rows)

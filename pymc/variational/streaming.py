@@ -59,13 +59,16 @@ from pymc.variational.interrupts import interruptible
 if TYPE_CHECKING:
     from pymc.streams.order.report import OrderReport, order_report
     from pymc.streams.shuffle.disk import pre_shuffle
+    from pymc.variational.fit_report import FitReport, fit_report
     from pymc.variational.full_data_logp import FullDataLogp
 
 __all__ = [
+    "FitReport",
     "FullDataLogp",
     "OrderReport",
     "StreamOrderWarning",
     "StreamingDataset",
+    "fit_report",
     "order_report",
     "parquet_source",
     "pre_shuffle",
@@ -74,8 +77,10 @@ __all__ = [
 
 # Imported when they are asked for.
 _LAZY = {
+    "FitReport": "pymc.variational.fit_report",
     "FullDataLogp": "pymc.variational.full_data_logp",
     "OrderReport": "pymc.streams.order.report",
+    "fit_report": "pymc.variational.fit_report",
     "order_report": "pymc.streams.order.report",
     "pre_shuffle": "pymc.streams.shuffle.disk",
 }

@@ -205,7 +205,9 @@ def test_a_source_that_fails_loses_nothing(tmp_path):
             batch = StreamingDataset(Source(), batch_size=20, check_order="ignore").as_tensor()
             mu = pm.Normal("mu", shape=2)
             pm.Normal("y", mu, 1, observed=batch, total_size=1000)
-            return pm.fit(60, checkpoint=path, random_seed=1, progressbar=False)
+            return pm.fit(
+                60, checkpoint=path, random_seed=1, init="initial_point", progressbar=False
+            )
 
     path = tmp_path / "fit.ckpt"
     with pytest.raises(OSError, match="disk on fire"):

@@ -170,7 +170,7 @@ def order_report(source: Any, *, batch_size: int = 4096) -> OrderReport:
     if blocks.one_shot:
         raise TypeError("an iterator can be read only once: report on a function that returns one.")
     pieces, starts, means, n_rows = None, [], [], 0
-    for block in files.unshuffled() if files else blocks.epoch(0):
+    for block in files.by_row_group() if files else blocks.epoch(0):
         if pieces is None:
             names = BlockFormat.of(block).column_names(blocks.columns)
             pieces = _Pieces(names, ROWS_IN_PIECE, outlier=np.inf)

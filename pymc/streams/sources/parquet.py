@@ -20,7 +20,7 @@ import threading
 
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ class parquet_source:
         self._kept: list[list[int]] = []
         if self._drop:
             for number in range(self.n_row_groups):
-                self._kept.append(list(map(n_rows_of, self._row_group(number, self._slice_rows))))
+                self._kept.append(list(map(n_rows_of, self._read([number], self._slice_rows))))
             kept = sum(map(sum, self._kept))
             if kept == 0:
                 raise ValueError(f"every row at {path} has a missing value in {self.columns}.")
@@ -208,13 +208,7 @@ class parquet_source:
 
     def read(self, epoch: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Open an epoch at row ``start``. What it gives depends on files, seed and epoch alone."""
-        changed = set(self.files) ^ set(find_files(self._paths))
-        if changed:
-            raise RuntimeError(
-                f"{', '.join(map(str, sorted(changed)))}: added or removed since the source was "
-                f"made, so that its {self.n_rows} rows are not the data any more. Make a new "
-                "source (and a new model: N has changed)."
-            )
+        self._check_files()
         if not self.shuffle_row_groups:
             return self._in_order(range(self.n_row_groups), start)
         order = random_order(self.n_row_groups, self.seed, "parquet_source", epoch).tolist()
@@ -273,7 +267,7 @@ class parquet_source:
 
     def first_rows(self, group: int, n_rows: int) -> dict[str, np.ndarray] | None:
         """Read up to ``n_rows`` first rows of a row group, numbered over all files, if it has any."""
-        return next(self._row_group(group, n_rows), None)
+        return next(self._read([group], n_rows), None)
 
     def row_group_ranges(self) -> dict[str, list[tuple[Any, Any]]]:
         """Tell minimum and maximum of each column, also of those that are not read, in row groups.
@@ -300,9 +294,28 @@ class parquet_source:
             "missing": "drop" if self._drop else "raise",
         }
 
-    def unshuffled(self) -> Iterator[dict[str, np.ndarray]]:
-        """Give one epoch in the order of the files, whatever ``shuffle_row_groups`` says."""
+    def by_row_group(self) -> Iterator[dict[str, np.ndarray]]:
+        """Give one epoch in the order of the files, a row group or a part of one at a time."""
+        self._check_files()
         return self._in_order(range(self.n_row_groups), 0)
+
+    def unshuffled(self) -> Iterator[dict[str, np.ndarray]]:
+        """Give one epoch in the order of the files, in blocks that may span row groups of a file."""
+        self._check_files()
+        starts = np.flatnonzero(np.diff(self._row_groups[:, 0], prepend=-1))
+        files = np.split(np.arange(self.n_row_groups), starts[1:])
+        return chain.from_iterable(self._whole_file(numbers.tolist()) for numbers in files)
+
+    def _whole_file(self, numbers: list[int]) -> Iterator[dict[str, np.ndarray]]:
+        """Read all row groups of a file, which is opened once: that takes time."""
+        try:
+            yield from self._read(numbers, self._read_rows)
+            return
+        except (ValueError, OSError) as error:
+            failed = error
+        for number in numbers:  # each by itself tells whether it is the one
+            deque(self._read([number], self._read_rows), maxlen=0)
+        raise failed
 
     def _slices(self, number: int) -> list[int]:
         """List the rows in each slice of a row group."""
@@ -318,7 +331,7 @@ class parquet_source:
         for number in order:
             n_rows = sum(self._kept[number]) if self._drop else int(self._row_groups[number, 2])
             if start < n_rows:
-                yield from self._row_group(number, self._read_rows, start)
+                yield from self._read([number], self._read_rows, start)
             start = max(0, start - n_rows)
 
     def _in_turn(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -335,7 +348,7 @@ class parquet_source:
                     continue
                 if start < slices[done]:
                     # What lies before ``start`` is counted, and only read within a row group.
-                    reader = reader or self._row_group(number, self._slice_rows, sum(slices[:done]))
+                    reader = reader or self._read([number], self._slice_rows, sum(slices[:done]))
                     block = next(reader)
                     yield {name: values[start:] for name, values in block.items()}
                 start = max(0, start - slices[done])
@@ -346,13 +359,19 @@ class parquet_source:
                 if reader is not None:
                     reader.close()
 
-    def _row_group(
-        self, number: int, n_rows: int, start: int = 0
+    def _read(
+        self, numbers: list[int], n_rows: int, start: int = 0
     ) -> Generator[dict[str, np.ndarray], None, None]:
-        """Read a row group, numbered over all files, ``n_rows`` at a time, from row ``start`` on."""
+        """Read row groups of a file, ``n_rows`` at a time, from row ``start`` on.
+
+        They are numbered over all files.
+        """
         pq = import_parquet("parquet_source")
-        i, group = self._row_groups[number, :2].tolist()
-        where = f"{self.files[i]}, row group {group}"
+        i = int(self._row_groups[numbers[0], 0])
+        groups = self._row_groups[numbers, 1].tolist()
+        where = f"{self.files[i]}, row group {groups[0]}"
+        if len(groups) > 1:
+            where += f" to {groups[-1]}"
         try:
             self._check_unchanged(i)
             # Buffered, and not ahead: else pyarrow holds whole row groups, however large.
@@ -361,8 +380,9 @@ class parquet_source:
                 self.files[i], metadata=footer, buffer_size=BUFFER_BYTES, pre_buffer=False
             ) as reader:
                 for batch in reader.iter_batches(
-                    n_rows, row_groups=[group], columns=list(self.columns), use_threads=False
+                    n_rows, row_groups=groups, columns=list(self.columns), use_threads=False
                 ):
+                    self._check_unchanged(i)
                     if not self._drop and start >= batch.num_rows:
                         start -= batch.num_rows
                         continue
@@ -373,6 +393,15 @@ class parquet_source:
                     start = max(0, start - n_kept)
         except OSError as error:
             raise OSError(f"{where}: could not be read: {error}") from error
+
+    def _check_files(self) -> None:
+        changed = set(self.files) ^ set(find_files(self._paths))
+        if changed:
+            raise RuntimeError(
+                f"{', '.join(map(str, sorted(changed)))}: added or removed since the source was "
+                f"made, so that its {self.n_rows} rows are not the data any more. Make a new "
+                "source (and a new model: N has changed)."
+            )
 
     def _check_unchanged(self, i: int) -> None:
         if stamp_of(self.files[i]) != self._stamps[i]:

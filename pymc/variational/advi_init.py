@@ -1,0 +1,184 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""Where ADVI starts, and with which rate: the ``init`` argument of ``pm.fit``."""
+
+import functools
+import logging
+import warnings
+
+from typing import Any
+
+import numpy as np
+import pytensor
+
+from pytensor import config
+from pytensor.graph.traversal import ancestors
+
+from pymc.variational.falling_rate import falling_adam, first_rate
+from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
+from pymc.variational.stream_checks import check_streams
+from pymc.variational.stream_refusals import streams_behind
+
+_log = logging.getLogger(__name__)
+
+INITS = ("auto", "mode", "initial_point")
+METHODS = ("advi", "fullrank_advi")
+# Steps of an sd, in those of a mean: an sd that is off by a fifth matters as a mean by half an sd.
+SD_SHARE = 0.25
+
+
+def initialize(
+    init: str,
+    method: Any,
+    inference: Any,
+    n: int,
+    backend: str | None,
+    inf_kwargs: dict[str, Any],
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
+    """Put the approximation of a fit where ``init`` says, and choose the optimizer that goes with it.
+
+    Parameters
+    ----------
+    init : {"auto", "mode", "initial_point"}
+        See :func:`pymc.fit`.
+    method : str or Inference
+        What ``pm.fit`` was given.
+    inference : Inference
+        The inference. The parameters of its approximation are set.
+    n : int
+        Steps of the fit.
+    backend : str or None
+        Backend of the fit.
+    inf_kwargs, kwargs : dict
+        Arguments of the inference, and of its ``fit``.
+
+    Returns
+    -------
+    dict
+        Arguments of ``fit``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such ``init``, or "mode" does not go with the other arguments.
+    """
+    if init not in INITS:
+        raise ValueError(f"init={init!r}: it is one of {', '.join(map(repr, INITS))}.")
+    starts = sorted({"start", "start_sigma"} & inf_kwargs.keys())
+    if init == "mode":
+        if method not in METHODS:
+            raise ValueError(f'init="mode" is for method={" and ".join(map(repr, METHODS))}.')
+        if starts:
+            raise ValueError(
+                f'init="mode" and {" and ".join(starts)} both say where to start: leave one out.'
+            )
+        return _start_at_mode(method, inference, n, backend, kwargs)
+    model = inference.approx.model
+    chosen = starts or {"obj_optimizer", "more_obj_params"} & kwargs.keys()
+    if init == "initial_point" or method not in METHODS or chosen or not _has_streams(model):
+        return kwargs
+    if streams_behind(ancestors(model.potentials)):
+        why = "a Potential uses a stream"
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the fit says them
+            check_streams(model)
+        try:
+            return _start_at_mode(method, inference, n, backend, kwargs)
+        except (ValueError, ArithmeticError) as error:
+            why = str(error)
+    _log.info(f"Initializing {method} using initial_point, not mode: {why}")
+    return kwargs
+
+
+def _has_streams(model: Any) -> bool:
+    values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
+    return bool(streams_behind(ancestors([*model.observed_RVs, *values, *model.potentials])))
+
+
+def _start_at_mode(
+    method: str, inference: Any, n: int, backend: str | None, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Set the parameters of an approximation to the mode and what the curvature there gives."""
+    from pymc.variational.full_data_logp import FullDataLogp
+    from pymc.variational.laplace import find_mode
+
+    [group] = inference.approx.groups
+    progressbar = kwargs.get("progressbar", True)
+    full = FullDataLogp(
+        group.model,
+        progressbar=progressbar,
+        backend=backend,
+        compile_kwargs=kwargs.get("compile_kwargs"),
+    )
+    mode = find_mode(full, random_seed=group.random_seed, progressbar=progressbar)
+    sd = 1 / np.sqrt(np.diag(mode.precision))
+    values, units = {"mu": mode.q}, {"mu": sd}
+    if method == "advi":
+        values["rho"], units["rho"] = _softplus_inverse(sd), SD_SHARE * sd / _softplus_slope(sd)
+    else:
+        lower = np.tril_indices(len(sd))
+        L = np.linalg.cholesky(np.linalg.inv(mode.precision))
+        # The errors of a row of p entries add up.
+        unit = np.outer(SD_SHARE * sd, np.full(len(sd), len(sd) ** -0.5))
+        unit[np.diag_indices(len(sd))] /= _softplus_slope(L.diagonal())
+        np.fill_diagonal(L, _softplus_inverse(L.diagonal()))
+        values["L_tril"], units["L_tril"] = L[lower], unit[lower]
+    for param in inference.approx.params:
+        param.set_value(values[param.name].astype(config.floatX))
+    _log.info(
+        f"Initializing {method} using mode of all rows ({mode.n_passes} passes), "
+        f"with a rate that falls to zero over {n:,} steps..."
+    )
+    if "obj_optimizer" in kwargs:
+        return kwargs
+    n_steps = max(n, 1)
+    optimizer = functools.partial(
+        falling_adam,
+        rate=first_rate(n_steps, _noise(group.model)),
+        n_steps=n_steps,
+        units=[
+            pytensor.shared(
+                units[param.name].astype(config.floatX),
+                f"unit of {param.name}",
+                shape=param.type.shape,
+            )
+            for param in inference.approx.params
+        ],
+    )
+    return kwargs | {"obj_optimizer": optimizer}
+
+
+def _softplus_inverse(sd: np.ndarray) -> np.ndarray:
+    return sd + np.log(-np.expm1(-sd))
+
+
+def _softplus_slope(sd: np.ndarray) -> np.ndarray:
+    """Return the derivative of softplus where it is ``sd``."""
+    return -np.expm1(-sd)
+
+
+def _noise(model: Any) -> float:
+    """Return the sd of the Newton step that one batch gives, in posterior sds.
+
+    A score of batch_size of N rows, times N / batch_size, has N / batch_size times the variance of
+    that of all rows, which is the precision; the draw from the approximation adds as much as that.
+    """
+    scales = [
+        float(get_scaling(rv.owner.inputs[1:], model.rvs_to_values[rv].shape).eval())
+        for rv in model.observed_RVs
+        if isinstance(rv.owner.op, MinibatchRandomVariable)
+    ]
+    return float(np.sqrt(1 + max(scales, default=0)))
