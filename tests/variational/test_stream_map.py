@@ -77,7 +77,7 @@ METHODS = {
     "L-BFGS-B": {},
     "nelder-mead": {},
     "powell": {},
-    "BFGS": {"use_grad": False},
+    "BFGS": {},
     "CG": {},
     "Newton-CG": {"use_hess": True},
     "TNC": {},
