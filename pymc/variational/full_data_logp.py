@@ -25,16 +25,23 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
+from pytensor.compile.mode import get_mode
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import graph_replace, vectorize_graph
 from pytensor.graph.traversal import graph_inputs
+from pytensor.link.basic import JITLinker
 from pytensor.tensor import as_tensor
 from pytensor.tensor.sharedvar import TensorSharedVariable
 from rich.progress import Progress, TimeElapsedColumn
 
 from pymc.blocking import DictToArrayBijection, RaveledVars
 from pymc.model import Model, modelcontext
-from pymc.pytensorf import join_nonshared_inputs, resolve_backend_compile_kwargs, rewrite_pregrad
+from pymc.pytensorf import (
+    compile,
+    join_nonshared_inputs,
+    resolve_backend_compile_kwargs,
+    rewrite_pregrad,
+)
 from pymc.streams.passes import CompensatedSum, in_threads
 from pymc.streams.position import Seed, seed_of
 from pymc.variational.all_rows import (
@@ -159,6 +166,9 @@ class FullDataLogp:
         self._info = raveled.point_map_info
         self.names = _unpacked_names(self._info, self.model)
         kwargs = beside_threads(resolve_backend_compile_kwargs(backend, compile_kwargs))
+        if not isinstance(get_mode(kwargs.get("mode")).linker, JITLinker):
+            # Copies of a function share what an Op in it has compiled for itself.
+            self._n_threads = 1
         self._parts = [
             _Part(self.model, start, rows, terms, kwargs)
             for rows, terms in _terms_by_rows(self.model, jacobian)
@@ -450,7 +460,7 @@ class _Part:
             )
             inputs.append(directions)
             outputs.append(vectorize_graph(product, {direction: directions}))
-        return pytensor.function(
+        return compile(
             [*inputs, *self._inputs],
             outputs,
             trust_input=True,

@@ -129,7 +129,7 @@ def find_mode(
     progressbar : bool, default True
         Whether the search on the sample shows that it goes on.
     n_steps : int, default 100
-        The most steps over all rows.
+        The most steps on passes over all rows.
 
     Returns
     -------
@@ -163,12 +163,12 @@ def find_mode(
     n_before = full.n_passes
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, disable=not progressbar) as progress:
-        progress.add_task("Looking for the mode of a random sample of the rows", total=None)
-        sample = full.sample(_sample_size(full), rng)
+        progress.add_task("Looking for the mode", total=None)
+        sample = full.sample(sample_size(full), rng)
         climbs = _climbs(sample.sample(SEARCH_ROWS, rng), starts)
         if (sample.n_rows or 0) > SEARCH_ROWS:
             climbs = _climbs(sample, _promising(climbs) or starts[:1])
-    if _weight(sample) > 1:
+    if weight_of(sample) > 1:
         error = 3 * (full.n_rows or 0) / np.sqrt(sample.n_rows or 1)
         climbs = _climbs(full, _promising(climbs, error) or starts[:1], n_steps)
     best, *others = climbs
@@ -280,7 +280,7 @@ class _Climb(NamedTuple):
         return None
 
 
-def _climb(full: FullDataLogp, q: np.ndarray, n_steps: int) -> _Climb:
+def climb(full: FullDataLogp, q: np.ndarray, n_steps: int) -> _Climb:
     """Go uphill by Newton's method, with steps that are damped where they do not lead up."""
     point, before, damping = _Point(full, q), None, 0.0
     logps = [point.logp]
@@ -331,10 +331,10 @@ def _climbs(full: FullDataLogp, starts: list[np.ndarray], n_steps: int = MAX_STE
     """Go uphill from each start, and return where that led: the best peak first."""
     climbs: list[_Climb] = []
     for start in starts:
-        climb = _climb(full, start, n_steps)
-        if climb.problem is not None or not any(_same(climb, other) for other in climbs):
-            climbs.append(climb)
-    return sorted(climbs, key=lambda climb: climb.rank, reverse=True)
+        end = climb(full, start, n_steps)
+        if end.problem is not None or not any(_same(end, other) for other in climbs):
+            climbs.append(end)
+    return sorted(climbs, key=lambda end: end.rank, reverse=True)
 
 
 def _same(one: _Climb, other: _Climb) -> bool:
@@ -345,9 +345,9 @@ def _same(one: _Climb, other: _Climb) -> bool:
 
 def _promising(climbs: list[_Climb], error: float = 0.0) -> list[np.ndarray]:
     """Return the peaks over a sample that may be the mode over all rows."""
-    peaks = [climb for climb in climbs if climb.problem is None and climb.converged]
+    peaks = [end for end in climbs if end.problem is None and end.converged]
     least = peaks[0].log_mass + np.log(LEAST_MASS) - error if peaks else 0.0
-    return [climb.q for climb in peaks if climb.log_mass > least]
+    return [peak.q for peak in peaks if peak.log_mass > least]
 
 
 def _starts(
@@ -365,7 +365,7 @@ def _starts(
     return starts
 
 
-def _sample_size(full: FullDataLogp) -> int:
+def sample_size(full: FullDataLogp) -> int:
     row_bytes = [
         sum(values[:1].nbytes for values in part.rows.loaded())
         for part in full._parts
@@ -374,7 +374,7 @@ def _sample_size(full: FullDataLogp) -> int:
     return min(SAMPLE_ROWS, SAMPLE_BYTES // max(1, *row_bytes, 1))
 
 
-def _weight(sample: FullDataLogp) -> float:
+def weight_of(sample: FullDataLogp) -> float:
     """Return how many rows each row of a sample stands for, at most."""
     return max((part.rows.weight for part in sample._parts if part.rows is not None), default=1)
 
@@ -463,7 +463,7 @@ class Laplace(Inference):
         Parameters
         ----------
         n : int
-            The most Newton steps over all rows, of which a few are needed: no more than 100.
+            The most Newton steps on passes over all rows: no more than 100, and a few are needed.
         progressbar : bool
             Whether to show the progress of each pass.
         backend : str, optional
