@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 
 from pytensor import config
+from pytensor.gradient import NullTypeGradError
 from pytensor.graph.traversal import ancestors
 
 from pymc.variational.falling_rate import FallingAdam, first_rate
 from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
 from pymc.variational.stream_checks import check_streams
 from pymc.variational.stream_refusals import streams_behind
+from pymc.variational.streaming import StreamingDataset
 
 _log = logging.getLogger(__name__)
 
@@ -85,25 +87,29 @@ def initialize(
         return _start_at_mode(method, inference, n, backend, kwargs)
     model = inference.approx.model
     chosen = starts or {"obj_optimizer", "more_obj_params"} & kwargs.keys()
-    if init == "initial_point" or method not in METHODS or chosen or not _has_streams(model):
+    if init == "initial_point" or method not in METHODS or chosen or not _streams(model):
         return kwargs
     if streams_behind(ancestors(model.potentials)):
         why = "a Potential uses a stream"
+    elif any(stream._reader.batches.blocks.one_shot for stream in _streams(model)):
+        why = "a stream can be read only once"
     else:
+        from pymc.variational.laplace import NoModeError
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the fit says them
             check_streams(model)
         try:
             return _start_at_mode(method, inference, n, backend, kwargs)
-        except (ValueError, ArithmeticError) as error:
+        except (NoModeError, NotImplementedError, NullTypeGradError) as error:
             why = str(error)
     _log.info(f"Initializing {method} using initial_point, not mode: {why}")
     return kwargs
 
 
-def _has_streams(model: Any) -> bool:
+def _streams(model: Any) -> list[StreamingDataset]:
     values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
-    return bool(streams_behind(ancestors([*model.observed_RVs, *values, *model.potentials])))
+    return streams_behind(ancestors([*model.observed_RVs, *values, *model.potentials]))
 
 
 def _start_at_mode(

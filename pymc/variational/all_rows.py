@@ -87,6 +87,18 @@ class StreamRows(AllRows):
                 "reads all rows, each time. Pass a function that returns a fresh iterator, or files."
             )
 
+    def read(self) -> Iterator[list[Batch]]:
+        n_read, total_sizes = 0, self._stream._total_sizes.values()
+        for batches in super().read():
+            n_read += sum(len(batch[0]) for batch in batches)
+            if self.n_rows is None and n_read > 2 * max(total_sizes, default=np.inf):
+                raise ValueError(
+                    f"{self.name}: a pass has read {n_read:,} rows and not come to their end, of "
+                    f"total_size={max(total_sizes):,.0f}. Its source must end after an epoch, and "
+                    "start again when it is opened again; total_size must be the number of rows."
+                )
+            yield batches
+
     def check(self, batch: Batch) -> None:
         self._stream._check_indices(batch)
 
@@ -150,6 +162,8 @@ class SampledRows(AllRows):
         limit = 1.0  # keys above it are not among the smallest
 
         def pick(number: int, batches: list[Batch]) -> tuple[int, np.ndarray, Batch]:
+            for batch in batches:
+                rows.check(batch)
             sizes = [len(batch[0]) for batch in batches]
             keys = np.random.default_rng([*seed, number]).random(sum(sizes))
             kept = np.split(keys < limit, np.cumsum(sizes)[:-1])

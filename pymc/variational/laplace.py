@@ -59,6 +59,10 @@ EVALUATED_ROWS = 5 * SEARCH_ROWS * N_DRAWS
 GOOD_K = 0.7
 
 
+class NoModeError(ValueError):
+    """Newton's method came to no peak of the log-density."""
+
+
 class Mode(NamedTuple):
     """The mode of a log-density over all rows, and its curvature.
 
@@ -173,7 +177,7 @@ def find_mode(
         climbs = _climbs(full, _promising(climbs, error) or starts[:1], n_steps)
     best, *others = climbs
     if best.problem is not None:
-        raise ValueError(_no_peak(full.names, *best.problem))
+        raise NoModeError(_no_peak(full.names, *best.problem))
     if not best.converged:
         warnings.warn(
             f"Newton's method has not converged after {len(best.logps) - 1} steps: the next one is "

@@ -25,6 +25,7 @@ import pytest
 import pymc as pm
 
 from pymc.variational.falling_rate import FallingAdam, first_rate
+from pymc.variational.laplace import NoModeError
 from pymc.variational.streaming import StreamingDataset
 
 N, B = 10_000, 100
@@ -84,7 +85,7 @@ def mode(monkeypatch):
 @pytest.fixture
 def no_mode(monkeypatch):
     def fail(*args, **kwargs):
-        raise ValueError("flat in `w`")
+        raise NoModeError("flat in `w`")
 
     give_mode(monkeypatch, fail)
 
