@@ -41,7 +41,7 @@ import pymc as pm
 
 from examples.order_book.output import console
 from pymc.blocking import DictToArrayBijection, RaveledVars
-from pymc.variational.falling_rate import falling_adam
+from pymc.variational.falling_rate import FallingAdam
 from pymc.variational.streaming import StreamingDataset
 
 N_GROUPS = 50
@@ -211,8 +211,9 @@ def adam_to_zero(n: int) -> Callable:
     """Return Adam with a rate that falls from 0.1 to zero."""
 
     def optimizer(grads, params):
-        units = [pytensor.shared(np.ones_like(param.get_value())) for param in params]
-        return falling_adam(grads, params, rate=0.1, n_steps=n, units=units)
+        adam = FallingAdam([np.full_like(param.get_value(), 0.1) for param in params])
+        adam.fall_between(0, n)
+        return adam(grads, params)
 
     return optimizer
 

@@ -13,19 +13,17 @@
 #   limitations under the License.
 """Where ADVI starts, and with which rate: the ``init`` argument of ``pm.fit``."""
 
-import functools
 import logging
 import warnings
 
 from typing import Any
 
 import numpy as np
-import pytensor
 
 from pytensor import config
 from pytensor.graph.traversal import ancestors
 
-from pymc.variational.falling_rate import falling_adam, first_rate
+from pymc.variational.falling_rate import FallingAdam, first_rate
 from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
 from pymc.variational.stream_checks import check_streams
 from pymc.variational.stream_refusals import streams_behind
@@ -144,20 +142,8 @@ def _start_at_mode(
     )
     if "obj_optimizer" in kwargs:
         return kwargs
-    n_steps = max(n, 1)
-    optimizer = functools.partial(
-        falling_adam,
-        rate=first_rate(n_steps, _noise(group.model)),
-        n_steps=n_steps,
-        units=[
-            pytensor.shared(
-                units[param.name].astype(config.floatX),
-                f"unit of {param.name}",
-                shape=param.type.shape,
-            )
-            for param in inference.approx.params
-        ],
-    )
+    rate = first_rate(max(n, 1), _noise(group.model))
+    optimizer = FallingAdam([rate * units[param.name] for param in inference.approx.params])
     return kwargs | {"obj_optimizer": optimizer}
 
 

@@ -36,6 +36,7 @@ from pytensor.tensor.random.type import RandomType
 import pymc
 
 from pymc.variational.checkpoint_identity import differences, identify
+from pymc.variational.falling_rate import FallingAdam
 from pymc.variational.stream_checks import streams_behind
 
 _log = logging.getLogger(__name__)
@@ -55,11 +56,15 @@ def same_bits(checkpoint: Any) -> AbstractContextManager[Any]:
     return pytensor.config.change_flags(numba__fastmath=False)
 
 
-def going_on(
-    checkpoint: "Checkpoint | None", done: int, n: int
-) -> AbstractContextManager[tuple[int, int]]:
+@contextmanager
+def going_on(inference: Any, done: int, n: int) -> Iterator[tuple[int, int]]:
     """Give the steps done and the steps to do in a call of fit or refine for ``n`` steps."""
-    return nullcontext((done, n)) if checkpoint is None else checkpoint.going_on(n)
+    checkpoint = inference._checkpoint
+    first = done if checkpoint is None else checkpoint.call_start
+    with nullcontext((done, n)) if checkpoint is None else checkpoint.going_on(n) as (done, left):
+        if isinstance(inference._optimizer, FallingAdam):
+            inference._optimizer.fall_between(first, done + left)
+        yield done, left
 
 
 class Checkpoint:
@@ -123,7 +128,7 @@ class Checkpoint:
         # Steps done at the end of each call of fit or refine, and whether a callback ended it.
         self._ends: list[tuple[int, bool]] = []
         self._calls = 0
-        self._call_start = 0
+        self.call_start = 0
         self._stopped = False
         self._next_write = 0.0
         if self._path.exists():
@@ -154,8 +159,8 @@ class Checkpoint:
         self._stopped = False
         if len(self._ends) < self._calls:
             # The last call was interrupted, and whoever refines it takes it for ended.
-            self._ends.append((self._call_start, True))
-        end = self._call_start + n
+            self._ends.append((self.call_start, True))
+        end = self.call_start + n
         if self._calls < len(self._ends):
             ended, stopped = self._ends[self._calls]
             if ended >= end or (stopped and self._callbacks):
@@ -169,7 +174,7 @@ class Checkpoint:
         ends_now = self._calls == len(self._ends) and (self._stopped or done >= end)
         if ends_now:
             self._ends.append((done, self._stopped))
-        self._call_start = self._ends[self._calls][0] if self._calls < len(self._ends) else done
+        self.call_start = self._ends[self._calls][0] if self._calls < len(self._ends) else done
         self._calls += 1
         if ends_now or done > done_before:
             self._write()
@@ -178,7 +183,7 @@ class Checkpoint:
         """Call the callbacks, and write the file if it is time: a callback of ``pm.fit``."""
         if self._callbacks:
             if losses is not None:  # of the whole call, not only since the last restart
-                losses = self.step.hist[self._call_start - self.step.done :]
+                losses = self.step.hist[self.call_start - self.step.done :]
             try:
                 for callback in self._callbacks:
                     callback(approx, losses, i)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytensor
+import pytensor.tensor as pt
 
 from pytensor import config
 from pytensor.compile.sharedvalue import SharedVariable
@@ -64,59 +65,57 @@ def first_rate(n_steps: int, noise: float) -> float:
     return min(MAX_RATE, max(WALK / n_steps**0.5, ROOM * n_steps / noise**3))
 
 
-def falling_adam(
-    loss_or_grads: Variable | list[Variable],
-    params: list[SharedVariable],
-    *,
-    rate: float,
-    n_steps: int,
-    units: Sequence[SharedVariable],
-) -> dict[SharedVariable, Variable]:
-    """Adam whose rate falls linearly to zero over ``n_steps``, and then begins to fall again.
+class FallingAdam:
+    """Adam whose rate falls linearly to zero over the steps of a fit.
+
+    It is an optimizer as those of :mod:`pymc.variational.updates`, of a loss (or its gradients) and
+    the parameters. Its state, with the rates and the ends of the fall, is kept in checkpoints.
 
     Parameters
     ----------
-    loss_or_grads : Variable or list of Variable
-        A loss, or its gradients.
-    params : list of SharedVariable
-        What is optimized.
-    rate : float
-        The rate of the first step.
-    n_steps : int
-        Steps until the rate is zero. A fit that goes on does so with the first rate: steps of rate
-        zero would do nothing.
-    units : sequence of SharedVariable
-        What a rate of one means for each entry of the parameters: arrays of their shapes. They are
-        part of the state of the optimizer, and kept in checkpoints.
-
-    Returns
-    -------
-    dict
-        The update of each parameter and of the state.
+    rates : list of ndarray
+        The rate of the first step for each entry of the parameters: arrays of their shapes.
 
     Examples
     --------
-    >>> from functools import partial
     >>> import numpy as np
     >>> import pytensor
-    >>> from pymc.variational.falling_rate import falling_adam
+    >>> from pymc.variational.falling_rate import FallingAdam
     >>> x = pytensor.shared(np.array([3.0, 300.0]))
-    >>> units = [pytensor.shared(np.array([1.0, 100.0]))]
     >>> loss = (x**2).sum()
-    >>> updates = falling_adam(loss, [x], rate=0.1, n_steps=200, units=units)
-    >>> step = pytensor.function([], loss, updates=updates)
+    >>> optimizer = FallingAdam([np.array([0.1, 10.0])])
+    >>> step = pytensor.function([], loss, updates=optimizer(loss, [x]))
+    >>> optimizer.fall_between(0, 200)
     >>> for _ in range(200):
     ...     loss = step()
     >>> bool(np.allclose(x.get_value(), 0, atol=0.1))
     True
     """
-    step = pytensor.shared(np.asarray(0, config.floatX), "step")
-    n = np.asarray(n_steps, config.floatX)
-    updates = OrderedDict({step: step + 1})
-    left = 1 - (step % n) / n
-    for grad, param, unit in zip(
-        get_or_compute_grads(loss_or_grads, params), params, units, strict=True
-    ):
-        updates.update(adam([grad], [param], learning_rate=rate * left * unit))
-        updates[unit] = unit
-    return updates
+
+    def __init__(self, rates: Sequence[np.ndarray]):
+        self._rates = [
+            pytensor.shared(rate.astype(config.floatX), f"rate_{i}", shape=rate.shape)
+            for i, rate in enumerate(rates)
+        ]
+        self._step, self._first, self._last = (
+            pytensor.shared(np.asarray(value, config.floatX), name)
+            for name, value in (("step", 0), ("first_step", 0), ("last_step", 1))
+        )
+
+    def fall_between(self, first: int, last: int) -> None:
+        """Let the rate fall from step ``first`` to step ``last``, of all steps that were taken."""
+        for shared, value in ((self._first, first), (self._last, max(last, first + 1))):
+            shared.set_value(np.asarray(value, config.floatX))
+
+    def __call__(
+        self, loss_or_grads: Variable | list[Variable], params: list[SharedVariable]
+    ) -> dict[SharedVariable, Variable]:
+        left = (self._last - self._step) / (self._last - self._first)
+        left = pt.clip(left, 0, 1).astype(config.floatX)
+        updates = OrderedDict({self._step: self._step + 1})
+        # State that stays as it is: it is written to checkpoints as the rest is.
+        updates |= {shared: shared for shared in (self._first, self._last, *self._rates)}
+        grads = get_or_compute_grads(loss_or_grads, params)
+        for grad, param, rate in zip(grads, params, self._rates, strict=True):
+            updates.update(adam([grad], [param], learning_rate=rate * left))
+        return updates

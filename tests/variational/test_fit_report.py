@@ -58,7 +58,9 @@ def streamed():
 def regression(data):
     with pm.Model() as model:
         x, y = X, Y
-        if data == "streamed":
+        if data == "minibatch":
+            x, y = pm.Minibatch(X, Y, batch_size=256)
+        elif data == "streamed":
             stream = StreamingDataset((X, Y), batch_size=256)
             x, y = stream.as_tensor()
         beta = pm.Normal("beta", 0, 3, shape=3)
@@ -90,7 +92,7 @@ def divergence(mean, covariance):
     ) / 2
 
 
-@pytest.mark.parametrize("data", ["streamed", "in memory"])
+@pytest.mark.parametrize("data", ["streamed", "minibatch", "in memory"])
 def test_exact_posterior(data):
     approx = set_full_rank(FullRank(model=regression(data)), MODE, COVARIANCE)
     report = fit_report(approx, random_seed=1, progressbar=False)
