@@ -47,8 +47,8 @@ def refuse_streams(model: Any, what: str, variables: Sequence[Variable] | None =
             raise ValueError(
                 f"{what} on a model whose `{variable.name}` uses the stream {stream.name!r}: it "
                 f"would take the {stream.batch_size} rows that happen to be in the buffer for all "
-                "the data. Use pm.fit, where method='laplace' and 'advi' give draws, pm.find_MAP, or "
-                "a model of data in memory: of a random subset of the rows, say."
+                "the data. Use pm.fit (method='laplace', say), pm.find_MAP, or a model of data "
+                "in memory: of a random subset of the rows, say."
             )
 
 

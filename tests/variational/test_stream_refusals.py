@@ -44,7 +44,6 @@ def sampled_model_of(ds, potential=False):
     [
         ("pm.sample", lambda: pm.sample(tune=2, **quick)),
         ("pm.sample_smc", lambda: pm.sample_smc(**quick)),
-        ("A sampler or optimizer", lambda: pm.find_MAP(progressbar=False, jitter=False)),
         ("A sampler or optimizer", lambda: pm.init_nuts(init="adapt_diag", progressbar=False)),
         ("A sampler or optimizer", lambda: pm.Metropolis()),
         ("A sampler or optimizer", lambda: pm.Slice()),
