@@ -155,6 +155,14 @@ def test_passes_are_few_and_rows_that_fit_are_read_once(monkeypatch):
     assert find_mode(full, random_seed=1, progressbar=False).n_sampled == 400
 
 
+def test_a_sample_of_a_sample_stands_for_all_rows():
+    full = FullDataLogp(model_of(student_t, True, {"y": np.ones(N)}), **quick)
+    sample = full.sample(1200, 1).sample(600, 2)
+    q = np.zeros(3)
+    assert sample.n_rows == 600
+    np.testing.assert_allclose(sample.logp(q), full.logp(q))
+
+
 def test_minibatch_in_memory_stands_for_the_array():
     values = rng.normal(3, 1, size=N)
     with pm.Model():
