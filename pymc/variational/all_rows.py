@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pytensor.graph.basic import Variable
+from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.traversal import ancestors
 
 from pymc.data import MinibatchOp
@@ -115,7 +115,7 @@ class StreamRows(AllRows):
 class MinibatchRows(AllRows):
     """All rows of the arrays behind a ``pm.Minibatch`` in memory."""
 
-    def __init__(self, node: Any):
+    def __init__(self, node: Apply):
         self._node = node
         arrays = tuple(variable.eval() for variable in node.inputs[:-1])
         batch_size = node.outputs[0].type.shape[0]
@@ -129,8 +129,12 @@ class MinibatchRows(AllRows):
         return next(self.read())[0]
 
     def tensors_in(self, terms: Iterable[Variable]) -> list[tuple[int, Variable]]:
-        behind = set(ancestors(terms))
-        return [(i, v) for i, v in enumerate(self._node.outputs[:-1]) if v in behind]
+        rng = self._node.inputs[-1]
+        return [
+            (variable.owner.outputs.index(variable), variable)
+            for variable in ancestors(terms)
+            if _is_minibatch(variable) and variable.owner.inputs[-1] is rng
+        ]
 
 
 class SampledRows(AllRows):
@@ -155,7 +159,7 @@ class SampledRows(AllRows):
 
         n_seen = n_held = 0
         held: list[tuple[np.ndarray, Batch]] = []
-        for n_read, keys, picked in in_threads(rows.read(), [pick] * n_threads):
+        for n_read, keys, picked in in_threads(rows.read(), pick, n_threads):
             n_seen, n_held = n_seen + n_read, n_held + len(keys)
             held.append((keys, picked))
             if n_held > 2 * n_rows:
@@ -172,7 +176,7 @@ class SampledRows(AllRows):
             cycle=True,
         )
         super().__init__(rows.name, batches)
-        self.weight = n_seen / len(sample[0])
+        self.weight = rows.weight * n_seen / len(sample[0])
         self._pieces = list(batches.all_rows())
 
     def read(self) -> Iterator[list[Batch]]:
@@ -187,11 +191,18 @@ def _smallest(held: list[tuple[np.ndarray, Batch]], n_rows: int) -> tuple[np.nda
     return keys[order], [np.concatenate(part)[order] for part in parts]
 
 
-def rows_behind(terms: Iterable[Variable]) -> list[StreamingDataset | Any]:
-    """List the streams, and the nodes of in-memory minibatches, in graphs."""
+def rows_behind(terms: Iterable[Variable]) -> dict[Any, StreamingDataset | Apply]:
+    """Find the streams, and a node of each in-memory minibatch, in graphs.
+
+    The latter by its random generator: graphs of a model have copies of the node.
+    """
     behind = list(ancestors(terms))
-    nodes = dict.fromkeys(
-        v.owner for v in behind if v.owner is not None and isinstance(v.owner.op, MinibatchOp)
-    )
-    in_memory = [node for node in nodes if not streams_behind(ancestors(node.inputs))]
-    return [*streams_behind(behind), *in_memory]
+    nodes = {v.owner.inputs[-1]: v.owner for v in behind if _is_minibatch(v)}
+    in_memory = {
+        rng: node for rng, node in nodes.items() if not streams_behind(ancestors(node.inputs))
+    }
+    return {stream: stream for stream in streams_behind(behind)} | in_memory
+
+
+def _is_minibatch(variable: Variable) -> bool:
+    return variable.owner is not None and isinstance(variable.owner.op, MinibatchOp)
