@@ -55,23 +55,27 @@ class CompensatedSum:
         return np.where(np.isfinite(self._total), self._total + self._lost, self._total)[()]
 
 
-def in_threads(pieces: Iterator[Any], workers: list[Callable[[int, Any], Any]]) -> Iterator[Any]:
+def in_threads(
+    pieces: Iterator[Any], worker: Callable[[int, Any], Any], n_threads: int
+) -> Iterator[Any]:
     """Give what each piece comes to, in their order, whichever thread did which.
 
     Parameters
     ----------
     pieces : iterator
         What is worked on. One thread at a time reads the next piece.
-    workers : list of callable
-        For each thread the function of a piece and its number.
+    worker : callable
+        Takes the number of a piece, and the piece.
+    n_threads : int
+        The number of threads.
     """
     numbered = enumerate(pieces)
     reading = threading.Lock()
     done: SimpleQueue = SimpleQueue()
-    room = threading.Semaphore(AHEAD * len(workers))
+    room = threading.Semaphore(AHEAD * n_threads)
     stopped = threading.Event()
 
-    def work(worker: Callable[[int, Any], Any]) -> None:
+    def work() -> None:
         error = None
         try:
             while room.acquire() and not stopped.is_set():
@@ -85,8 +89,7 @@ def in_threads(pieces: Iterator[Any], workers: list[Callable[[int, Any], Any]]) 
         done.put((None, error))
 
     threads = [
-        threading.Thread(target=work, args=(worker,), name="pymc-pass", daemon=True)
-        for worker in workers
+        threading.Thread(target=work, name="pymc-pass", daemon=True) for _ in range(n_threads)
     ]
     try:
         for thread in threads:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pytensor.graph.basic import Variable
+from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.traversal import ancestors
 
 from pymc.data import MinibatchOp
@@ -125,13 +125,10 @@ class StreamRows(AllRows):
 
 
 class MinibatchRows(AllRows):
-    """All rows of the arrays behind a ``pm.Minibatch`` in memory.
+    """All rows of the arrays behind a ``pm.Minibatch`` in memory."""
 
-    The nodes that draw it may be copies of each other. What they have in common is the generator.
-    """
-
-    def __init__(self, node: Any):
-        self._rng = node.inputs[-1]
+    def __init__(self, node: Apply):
+        self._node = node
         arrays = tuple(variable.eval() for variable in node.inputs[:-1])
         batch_size = node.outputs[0].type.shape[0]
         dtypes = [array.dtype for array in arrays]
@@ -144,10 +141,11 @@ class MinibatchRows(AllRows):
         return next(self.read())[0]
 
     def tensors_in(self, terms: Iterable[Variable]) -> list[tuple[int, Variable]]:
+        rng = self._node.inputs[-1]
         return [
             (variable.owner.outputs.index(variable), variable)
-            for variable in _minibatches(ancestors(terms))
-            if variable.owner.inputs[-1] is self._rng
+            for variable in ancestors(terms)
+            if _is_minibatch(variable) and variable.owner.inputs[-1] is rng
         ]
 
 
@@ -175,7 +173,7 @@ class SampledRows(AllRows):
 
         n_seen = n_held = 0
         held: list[tuple[np.ndarray, Batch]] = []
-        for n_read, keys, picked in in_threads(rows.read(), [pick] * n_threads):
+        for n_read, keys, picked in in_threads(rows.read(), pick, n_threads):
             n_seen, n_held = n_seen + n_read, n_held + len(keys)
             held.append((keys, picked))
             if n_held > 2 * n_rows:
@@ -207,19 +205,18 @@ def _smallest(held: list[tuple[np.ndarray, Batch]], n_rows: int) -> tuple[np.nda
     return keys[order], [np.concatenate(part)[order] for part in parts]
 
 
-def rows_behind(terms: Iterable[Variable]) -> dict[Any, Any]:
-    """Find the streams in graphs, and by its generator a node of each in-memory minibatch."""
+def rows_behind(terms: Iterable[Variable]) -> dict[Any, StreamingDataset | Apply]:
+    """Find the streams, and a node of each in-memory minibatch, in graphs.
+
+    The latter by its random generator: graphs of a model have copies of the node.
+    """
     behind = list(ancestors(terms))
-    streams = {stream: stream for stream in streams_behind(behind)}
-    return streams | {v.owner.inputs[-1]: v.owner for v in _minibatches(behind)}
+    nodes = {v.owner.inputs[-1]: v.owner for v in behind if _is_minibatch(v)}
+    in_memory = {
+        rng: node for rng, node in nodes.items() if not streams_behind(ancestors(node.inputs))
+    }
+    return {stream: stream for stream in streams_behind(behind)} | in_memory
 
 
-def _minibatches(variables: Iterable[Variable]) -> list[Variable]:
-    """List what is drawn from arrays in memory."""
-    return [
-        variable
-        for variable in variables
-        if variable.owner is not None
-        and isinstance(variable.owner.op, MinibatchOp)
-        and not streams_behind(ancestors(variable.owner.inputs))
-    ]
+def _is_minibatch(variable: Variable) -> bool:
+    return variable.owner is not None and isinstance(variable.owner.op, MinibatchOp)

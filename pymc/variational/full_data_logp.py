@@ -15,6 +15,7 @@
 
 import copy
 import os
+import threading
 import warnings
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +26,9 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from pytensor.compile.mode import get_mode
-from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.replace import graph_replace, vectorize_graph
 from pytensor.graph.traversal import graph_inputs
-from pytensor.link.basic import JITLinker
 from pytensor.tensor import as_tensor
 from pytensor.tensor.sharedvar import TensorSharedVariable
 from rich.progress import Progress, TimeElapsedColumn
@@ -94,7 +93,7 @@ class FullDataLogp:
     names : list of str
         A label for each entry of the parameter vector.
     n_passes : int
-        Passes that were made so far.
+        Passes that were made so far, without those that drew a sample.
     n_rows : int or None
         Rows that a pass reads, over all streams: None until the first, where no source tells.
 
@@ -166,9 +165,6 @@ class FullDataLogp:
         self._info = raveled.point_map_info
         self.names = _unpacked_names(self._info, self.model)
         kwargs = beside_threads(resolve_backend_compile_kwargs(backend, compile_kwargs))
-        if not isinstance(get_mode(kwargs.get("mode")).linker, JITLinker):
-            # Copies of a function share what an Op in it has compiled for itself.
-            self._n_threads = 1
         self._parts = [
             _Part(self.model, start, rows, terms, kwargs)
             for rows, terms in _terms_by_rows(self.model, jacobian)
@@ -348,11 +344,11 @@ class _Part:
         self._total = rewrite_pregrad(total)
         size = rows.batch_size if rows is not None else _largest_data(total)
         self._n_directions = max(1, BLOCK_SIZE // size)
-        self._functions: dict[str, list[Callable]] = {}
+        self._functions: dict[str, Callable] = {}
 
     def evaluate(self, kind: str, points: np.ndarray) -> list[np.ndarray]:
         """Evaluate terms without rows at each of the points."""
-        function = self._function(kind, 0)
+        function = self._function(kind)
         return _joined(kind, [function(*call) for call in self._calls(kind, points)])
 
     def evaluate_rows(
@@ -361,10 +357,9 @@ class _Part:
         """Evaluate each piece of the rows at each of the points, and count the rows in it."""
         assert self.rows is not None
         n_seen, calls = 0, self._calls(kind, points)
-        workers = [
-            partial(self._evaluate_piece, self._function(kind, i), calls) for i in range(n_threads)
-        ]
-        for n_rows, sums in in_threads(self.rows.read(), workers):
+        self._function(kind)  # compiled once, before the threads start
+        worker = partial(self._evaluate_piece, kind, calls)
+        for n_rows, sums in in_threads(self.rows.read(), worker, n_threads):
             n_seen += n_rows
             yield n_rows, _joined(kind, sums)
         self.rows.expect(n_seen)
@@ -375,13 +370,16 @@ class _Part:
         Of a batch of copies of two rows, a sum is the mean of those of copies of each.
         """
         assert self.rows is not None
-        batch, function = self.rows.loaded(), self._function("logp", 0)
-        [call] = self._calls("logp", q[None])
+        batch, function = self.rows.loaded(), self._function("logp")
         n_rows = self.rows.batch_size
-        pattern = np.arange(n_rows) < n_rows // 3
+        # A term may be zero at the initial point, whatever the rows.
+        [call] = self._calls("logp", q[None] + np.random.default_rng(0).uniform(-0.1, 0.1, len(q)))
+        differ = [np.reshape(values != values[0], (n_rows, -1)).any(axis=1) for values in batch]
+        second = int(np.argmax(np.any(differ, axis=0)))
+        pattern = np.arange(n_rows) <= n_rows // 3
         both, one, other = (
             float(function(*call, *self._arrays(batch, picks))[0])
-            for picks in (np.where(pattern, 0, n_rows - 1), [0] * n_rows, [n_rows - 1] * n_rows)
+            for picks in (np.where(pattern, 0, second), [0] * n_rows, [second] * n_rows)
         )
         share = np.mean(pattern)
         expected = share * one + (1 - share) * other
@@ -402,12 +400,13 @@ class _Part:
         return [[q, directions] for directions in np.split(np.eye(len(q), dtype=q.dtype), starts)]
 
     def _evaluate_piece(
-        self, function: Callable, calls: list[list[np.ndarray]], number: int, piece: list[Batch]
+        self, kind: str, calls: list[list[np.ndarray]], number: int, piece: list[Batch]
     ) -> tuple[int, list[list[Any]]]:
         """Add up what the function gives for each call over the batches of a piece."""
         assert self.rows is not None
+        function, n_outputs = self._functions[kind], len(KINDS[kind])
         n_rows, size = 0, self.rows.batch_size
-        sums: list[list[Any]] = [[np.float64(0)] * len(function.outputs) for _ in calls]
+        sums: list[list[Any]] = [[np.float64(0)] * n_outputs for _ in calls]
         for batch in piece:
             self.rows.check(batch)
             n_rows += len(batch[0])
@@ -436,14 +435,10 @@ class _Part:
             for values in arrays
         ]
 
-    def _function(self, kind: str, thread: int) -> Callable:
-        """Return the compiled function of a thread: its storage is its own."""
-        functions = self._functions.setdefault(kind, [])
-        if not functions:
-            functions.append(self._compile(kind))
-        while len(functions) <= thread:
-            functions.append(functions[0].copy())
-        return functions[thread]
+    def _function(self, kind: str) -> Callable:
+        if kind not in self._functions:
+            self._functions[kind] = _for_threads(self._compile(kind))
+        return self._functions[kind]
 
     def _compile(self, kind: str) -> Callable:
         inputs, outputs = [self._q], [self._total]
@@ -474,8 +469,8 @@ def _terms_by_rows(
 ) -> list[tuple[AllRows | None, dict[Variable, Variable]]]:
     """Sort the terms of a model's log-density by the rows that they are computed from."""
     variables = [*model.basic_RVs, *model.potentials]
+    sources: dict[Any, StreamingDataset | Apply] = {}
     by_source: dict[Any, dict[Variable, Variable]] = {}
-    nodes: dict[Any, Any] = {}
     for variable, logp in zip(variables, model.logp(variables, jacobian=jacobian, sum=False)):
         term = as_tensor(logp, allow_xtensor_conversion=True).sum()
         node = variable.owner
@@ -483,34 +478,48 @@ def _terms_by_rows(
             # Each row counts once.
             shape = model.rvs_to_values[variable].shape
             term = term / get_scaling(node.inputs[1:], shape).astype(term.dtype)
-        sources = rows_behind([term])
-        if len(sources) > 1 or (sources and variable in model.free_RVs):
+        behind = rows_behind([term])
+        if len(behind) > 1 or (behind and variable in model.free_RVs):
             raise ValueError(
                 f"`{variable.name}` depends on rows of more than one source, or is a parameter that "
                 "depends on rows: batches do not add up to all of them. Stream what belongs together "
                 "from one source."
             )
-        nodes |= sources
-        source = next(iter(sources), None)
-        if source is not None and variable in model.potentials:
+        sources |= behind
+        if behind and variable in model.potentials:
             warnings.warn(
                 f"the Potential `{variable.name}` is added up over all rows as it is written, as "
                 "model.logp() counts it: a factor N / batch_size that pm.fit(method='advi') needs in "
                 "it would make it count too much here.",
                 stacklevel=4,
             )
-        by_source.setdefault(source, {})[variable] = term
+        by_source.setdefault(next(iter(behind), None), {})[variable] = term
     return [
-        (
-            None
-            if source is None
-            else StreamRows(source)
-            if isinstance(source, StreamingDataset)
-            else MinibatchRows(nodes[source]),
-            terms,
-        )
+        (_rows_of(sources[source]) if source is not None else None, terms)
         for source, terms in by_source.items()
     ]
+
+
+def _rows_of(source: StreamingDataset | Apply) -> AllRows:
+    return StreamRows(source) if isinstance(source, StreamingDataset) else MinibatchRows(source)
+
+
+def _for_threads(function: Any) -> Callable:
+    """Return a function that several threads may call at a time: PyTensor's holds its arguments."""
+    if hasattr(function.vm, "jit_fn"):
+
+        def call(*args: np.ndarray) -> list[np.ndarray]:
+            shared = [variable.storage[0] for variable in function.input_storage[len(args) :]]
+            return list(map(np.asarray, function.vm.jit_fn(*args, *shared)))
+
+        return call
+    one_at_a_time = threading.Lock()
+
+    def call_locked(*args: np.ndarray) -> list[np.ndarray]:
+        with one_at_a_time:
+            return function(*args)
+
+    return call_locked
 
 
 def _joined(kind: str, results: list[list[Any]]) -> list[np.ndarray]:

@@ -108,3 +108,34 @@ def test_one_dtype_for_each_array():
     x, n = next(flat(batches))
     assert (x.dtype, n.dtype) == ("float32", "int64")
     assert batches.row_shapes == [(2,), ()]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any),
+    batch_size=st.integers(1, 100),
+)
+def test_all_rows_come_once_and_the_last_batch_may_be_shorter(sizes, batch_size):
+    rows = np.arange(sum(sizes))
+    batches = make(np.split(rows, np.cumsum(sizes)[:-1]), batch_size)
+    for _ in range(2):
+        *whole, last = [batch for [batch] in chain.from_iterable(batches.all_rows())]
+        assert {len(batch) for batch in whole} <= {batch_size}
+        assert 1 <= len(last) <= batch_size
+        np.testing.assert_array_equal(np.concatenate([*whole, last]), rows)
+
+
+def test_all_rows_leave_the_batches_that_come_next_alone():
+    batches = make({"x": np.arange(7.0), "n": np.arange(7)}, 3)
+    reader = flat(batches)
+    next(reader)
+    rows = [batch for [batch] in chain.from_iterable(batches.all_rows())]
+    assert [len(batch) for batch in rows] == [3, 3, 1]
+    assert rows[0][:, 0].flags.c_contiguous
+    np.testing.assert_array_equal(next(reader)[0][:, 1], [3, 4, 5])
+
+
+def test_all_rows_are_preprocessed():
+    batches = make(np.arange(5.0), 2, preprocess_fn=lambda block: 10 * block)
+    rows = [batch for [batch] in chain.from_iterable(batches.all_rows())]
+    np.testing.assert_array_equal(np.concatenate(rows), 10 * np.arange(5))

@@ -363,3 +363,45 @@ def test_docstring_examples_run():
     results = doctest.testmod(parquet)
     assert results.attempted
     assert not results.failed
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_unshuffled_is_the_order_of_the_files_which_are_opened_once(folder, shuffled, monkeypatch):
+    source = parquet_source(folder, shuffle_row_groups=shuffled)
+    opened, open_file = [], pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda *a, **k: opened.append(1) or open_file(*a, **k))
+    for _ in range(2):
+        assert rows_of(source.unshuffled()) == list(range(75))
+    assert len(opened) == 6
+    assert [len(block["row"]) for block in source.by_row_group()] == [10, 10, 5] * 3
+
+
+@pytest.mark.parametrize("bad", ["a value", "a page"])
+def test_unshuffled_names_the_row_group_that_is_bad(tmp_path, bad):
+    path = tmp_path / "a.parquet"
+    x = np.arange(50_000.0)
+    if bad == "a value":
+        x[25_000] = np.nan
+    write(path, {"x": x}, row_group_size=10_000, compression="snappy", use_dictionary=False)
+    if bad == "a page":
+        chunk = pq.read_metadata(path).row_group(2).column(0)
+        with open(path, "r+b") as file:
+            file.seek(chunk.data_page_offset)
+            file.write(b"\xff" * 2000)
+    source = parquet_source(tmp_path)
+    with pytest.raises((ValueError, OSError), match=r"a\.parquet, row group 2(, column 'x')?: "):
+        list(source.unshuffled())
+
+
+@pytest.mark.parametrize("change", ["written again", "added"])
+def test_unshuffled_names_a_file_that_changes(folder, change):
+    source = parquet_source(folder)
+    blocks = source.unshuffled()
+    next(blocks)
+    if change == "added":
+        write(folder / "part-9.parquet", {"row": [1], "x": [1.0]})
+        blocks = source.unshuffled
+    else:
+        write(folder / "part-1.parquet", {"row": np.arange(30), "x": np.zeros(30)})
+    with pytest.raises(RuntimeError, match=r"part-[19]\.parquet: (changed|added or removed) since"):
+        list(blocks() if callable(blocks) else blocks)
