@@ -197,6 +197,29 @@ class SampledRows(AllRows):
         return iter(self._pieces)
 
 
+class KeptRows(AllRows):
+    """Rows that a fit has used, as an estimate of all rows of its stream.
+
+    Parameters
+    ----------
+    stream : StreamingDataset
+        The stream.
+    batches : list of list of ndarray
+        Batches of it.
+    total_size : float
+        Rows that they stand for.
+    """
+
+    def __init__(self, stream: StreamingDataset, batches: list[Batch], total_size: float):
+        self.name, self.batch_size = f"stream {stream.name!r}", stream.batch_size
+        self.n_rows = len(batches) * self.batch_size
+        self.weight = total_size / self.n_rows
+        self._kept = batches
+
+    def read(self) -> Iterator[list[Batch]]:
+        return ([batch] for batch in self._kept)
+
+
 def _smallest(held: list[tuple[np.ndarray, Batch]], n_rows: int) -> tuple[np.ndarray, Batch]:
     """Join what is held, and keep the rows with the smallest keys, in the order of their keys."""
     keys = np.concatenate([keys for keys, _ in held])

@@ -17,13 +17,14 @@ import warnings
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytensor import config
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.traversal import ancestors
 from pytensor.link.numba.linker import NumbaLinker
 
+from pymc.variational.fit_check import FitWatch
 from pymc.variational.stream_checks import check_streams
 from pymc.variational.stream_refusals import streams_behind
 from pymc.variational.streaming import StreamingDataset
@@ -84,18 +85,28 @@ class _StepLinker(NumbaLinker):
         return numba_njit(step, final_function=True, nogil=True, cache=key is not None)
 
 
+class StreamsOfFit(NamedTuple):
+    """The streams that the steps of a fit read, and what is kept of them for its check."""
+
+    streams: list[StreamingDataset]
+    watch: FitWatch | None
+
+
 @contextmanager
-def streams_of(step_function: Any, model: Any) -> Iterator[list[StreamingDataset]]:
+def streams_of(step_function: Any, model: Any, approx: Any = None) -> Iterator[StreamsOfFit]:
     """Give the streams that a compiled step function of a model reads, for the steps of a fit.
 
-    At the end of the fit they let go of threads, open files and what was read ahead.
+    At the end of the fit they let go of threads, open files and what was read ahead. The fit of an
+    ``approx`` is then checked, also one that a callback or Ctrl-C has ended.
 
     Warns
     -----
     UserWarning
         If a stream enters the model other than through an observed variable, whose
-        ``total_size`` would scale it; at the end, if a stream whose order is not known to be random
-        has given a part of an epoch only.
+        ``total_size`` would scale it.
+    FitConvergenceWarning
+        At the end, if the fit has not converged, or if a stream whose order is not known to be
+        random has given a part of an epoch only.
     """
     streams = streams_behind(step_function.get_shared())
     values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
@@ -109,14 +120,22 @@ def streams_of(step_function: Any, model: Any) -> Iterator[list[StreamingDataset
                 f"multiply it by N / {stream.batch_size} yourself.",
                 stacklevel=2,
             )
+    watch = None if approx is None else FitWatch.of(approx, streams)
+    ended = False
     try:
-        yield streams
+        yield StreamsOfFit(streams, watch)
+        ended = True
+    except (KeyboardInterrupt, StopIteration):
+        ended = True
+        raise
     finally:
         for stream in streams:
             stream._end_fit()
+        if ended and watch is not None:
+            watch.check()
 
 
-def advance_streams(streams: list[StreamingDataset], step: int, n_steps: int) -> None:
+def advance_streams(fit: StreamsOfFit, step: int, n_steps: int) -> None:
     """Give each stream a new batch for step ``step`` (from 0) of ``n_steps``.
 
     Raises
@@ -124,8 +143,10 @@ def advance_streams(streams: list[StreamingDataset], step: int, n_steps: int) ->
     StopIteration
         If a stream has ended, after a warning that says how many steps are done.
     """
-    for stream in streams:
+    for stream in fit.streams:
         stream._begin_step(step, n_steps)
     # Only now, so that none loses a batch where another one ends or is interrupted.
-    for stream in streams:
+    for stream in fit.streams:
         stream._use_batch()
+    if fit.watch is not None:
+        fit.watch.before_step(step, n_steps)

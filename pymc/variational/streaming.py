@@ -59,10 +59,12 @@ from pymc.variational.interrupts import interruptible
 if TYPE_CHECKING:
     from pymc.streams.order.report import OrderReport, order_report
     from pymc.streams.shuffle.disk import pre_shuffle
+    from pymc.variational.fit_check import FitConvergenceWarning
     from pymc.variational.fit_report import FitReport, fit_report
     from pymc.variational.full_data_logp import FullDataLogp
 
 __all__ = [
+    "FitConvergenceWarning",
     "FitReport",
     "FullDataLogp",
     "OrderReport",
@@ -77,6 +79,7 @@ __all__ = [
 
 # Imported when they are asked for.
 _LAZY = {
+    "FitConvergenceWarning": "pymc.variational.fit_check",
     "FitReport": "pymc.variational.fit_report",
     "FullDataLogp": "pymc.variational.full_data_logp",
     "OrderReport": "pymc.streams.order.report",
@@ -561,11 +564,13 @@ class StreamingDataset:
 
     def _end_fit(self) -> None:
         """Let go of what is held for a fit, and say if it has seen a first part of the rows only."""
+        from pymc.variational.fit_check import FitConvergenceWarning
+
         self._reader.release()
         for buffer in self._buffers:
             # A copy: batches are cut from larger arrays.
             buffer.set_value(np.asarray(buffer.get_value(borrow=True)).copy("K"), borrow=True)
-        n_rows = self.total_size or min(self._total_sizes.values(), default=None)
+        n_rows = self._assumed_n_rows
         if (
             self._check_order != "ignore"
             and n_rows is not None
@@ -578,8 +583,14 @@ class StreamingDataset:
                 "source, which is not known to be random: the posterior is that of a first part of the "
                 "data. Fit for more steps, shuffle the rows first (pre_shuffle), or say with "
                 'check_order="ignore" that they come in random order.',
+                FitConvergenceWarning,
                 stacklevel=2,
             )
+
+    @property
+    def _assumed_n_rows(self) -> float | None:
+        """N: as it is known, or as the model of a fit has it."""
+        return self.total_size or min(self._total_sizes.values(), default=None)
 
     def _set_index_bounds(
         self,
