@@ -22,7 +22,6 @@ import numpy as np
 
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import ancestors
-from scipy import stats
 
 from pymc.variational.all_rows import AllRows, Batch, KeptRows, StreamRows
 from pymc.variational.interrupts import interruptible
@@ -223,6 +222,8 @@ class FitWatch:
         precisions = -np.array([np.mean([h for _, h in of_part], axis=0) for of_part in values])
         if not (np.isfinite(gradients).all() and np.isfinite(precisions).all()):
             raise FloatingPointError("the gradient or the Hessian of kept rows is not finite.")
+        from scipy.stats import t  # here, as importing it takes long
+
         n_parts = len(parts)
         sizes = np.array([len(self._batches[i::n_parts]) for i in range(n_parts)])
         shares = sizes / sizes.sum()
@@ -240,7 +241,7 @@ class FitWatch:
         lowest = np.linalg.eigh(precision)[1][:, 0]
         curvatures = precisions @ lowest @ lowest
         curvature = shares @ curvatures
-        margin = np.sqrt(self._share_unseen() * (n_parts - 1) / n_parts) * stats.t.isf(
+        margin = np.sqrt(self._share_unseen() * (n_parts - 1) / n_parts) * t.isf(
             FALSE_ALARMS / 2 / len(sds), n_parts - 1
         )
 

@@ -206,7 +206,11 @@ def test_a_source_that_fails_loses_nothing(tmp_path):
             mu = pm.Normal("mu", shape=2)
             pm.Normal("y", mu, 1, observed=batch, total_size=1000)
             return pm.fit(
-                60, checkpoint=path, random_seed=1, init="initial_point", progressbar=False
+                60,
+                checkpoint=path,
+                random_seed=1,
+                obj_optimizer=pm.adagrad_window(),
+                progressbar=False,
             )
 
     path = tmp_path / "fit.ckpt"

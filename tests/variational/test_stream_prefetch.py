@@ -227,7 +227,8 @@ def test_a_step_function_of_ones_own():
     ds = StreamingDataset(np.arange(1000), batch_size=10)
     with model_of(ds):
         np.testing.assert_allclose(
-            pm.fit(5, init="initial_point", progressbar=False, random_seed=1).hist, losses
+            pm.fit(5, obj_optimizer=pm.adagrad_window(), progressbar=False, random_seed=1).hist,
+            losses,
         )
     with model_of(ds, total_size=None), pytest.raises(ValueError, match="without total_size"):
         pm.ADVI().objective.step_function()
@@ -267,7 +268,7 @@ def test_a_source_that_hangs_can_be_interrupted(prefetch):
     thread.start()
     start = time.monotonic()
     with model:
-        approx = pm.fit(50, init="initial_point", progressbar=False)
+        approx = pm.fit(50, obj_optimizer=pm.adagrad_window(), progressbar=False)
     thread.join()
     assert time.monotonic() - start < 15
     assert len(approx.hist) == ds.batches_seen == 3
