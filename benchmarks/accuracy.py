@@ -142,8 +142,8 @@ def judged(
         row.note = f"ends outside the bounds, after {seconds:.0f} s"
     else:
         row.seconds = rounded(seconds)
-        if not isinstance(small, str):
-            row.seconds_without_compilation = rounded(max(seconds - small["seconds"], 0))
+        if not isinstance(small, str) and seconds > small["seconds"]:  # else noise is all there is
+            row.seconds_without_compilation = rounded(seconds - small["seconds"])
     return row
 
 

@@ -16,6 +16,7 @@
 import logging
 import warnings
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -35,6 +36,9 @@ from pymc.variational.inference import Inference
 from pymc.variational.operators import KL
 
 _log = logging.getLogger(__name__)
+
+# Gives log-density, gradient and Hessian.
+D2Logp = Callable[[np.ndarray], tuple[float, np.ndarray, np.ndarray]]
 
 # Rows in memory: those that the modes are searched with, and those that the passes start from.
 SEARCH_ROWS = 20_000
@@ -209,9 +213,9 @@ class _Point:
     The curvature is that of parameters scaled to unit diagonal, so that units do not matter.
     """
 
-    def __init__(self, full: FullDataLogp, q: np.ndarray):
+    def __init__(self, d2logp: D2Logp, q: np.ndarray):
         self.q = q
-        self.logp, self.gradient, hessian = full.d2logp(q)
+        self.logp, self.gradient, hessian = d2logp(q)
         self.precision = -hessian
         self.is_finite = all(np.isfinite(v).all() for v in (self.logp, self.gradient, hessian))
         if self.is_finite:
@@ -284,15 +288,15 @@ class _Climb(NamedTuple):
         return None
 
 
-def climb(full: FullDataLogp, q: np.ndarray, n_steps: int) -> _Climb:
+def climb(d2logp: D2Logp, q: np.ndarray, n_steps: int) -> _Climb:
     """Go uphill by Newton's method, with steps that are damped where they do not lead up."""
-    point, before, damping = _Point(full, q), None, 0.0
+    point, before, damping = _Point(d2logp, q), None, 0.0
     logps = [point.logp]
     for _ in range(n_steps if point.is_finite else 0):
         if _converged(point, before) or damping > MAX_DAMPING:
             break
         step = point.step(damping)
-        trial = _Point(full, point.q + step)
+        trial = _Point(d2logp, point.q + step)
         enough = 1e-4 * (point.gradient @ step) - ROUNDING * abs(point.logp)
         if trial.is_finite and trial.logp - point.logp >= enough:
             point, before = trial, point
@@ -335,7 +339,7 @@ def _climbs(full: FullDataLogp, starts: list[np.ndarray], n_steps: int = MAX_STE
     """Go uphill from each start, and return where that led: the best peak first."""
     climbs: list[_Climb] = []
     for start in starts:
-        end = climb(full, start, n_steps)
+        end = climb(full.d2logp, start, n_steps)
         if end.problem is not None or not any(_same(end, other) for other in climbs):
             climbs.append(end)
     return sorted(climbs, key=lambda end: end.rank, reverse=True)

@@ -122,10 +122,6 @@ class StreamedLoss:
                 x = self._climb(x)
         return RaveledVars(x, x0.point_map_info)
 
-    def d2logp(self, x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        logp, gradient, hessian = self._evaluate(x, 2)
-        return logp, gradient, hessian
-
     def say(self) -> None:
         """Say what was read."""
         n_rows, n_sampled = self._full.n_rows, self._sample.n_rows
@@ -137,7 +133,7 @@ class StreamedLoss:
         )
 
     def _climb(self, x: np.ndarray) -> np.ndarray:
-        end = climb(self, x, MAX_STEPS)
+        end = climb(lambda x: tuple(self._evaluate(x, 2)), x, MAX_STEPS)
         if end.problem is not None or not end.converged:
             return x
         self._covariance = end.point.covariance
@@ -170,7 +166,7 @@ class StreamedLoss:
         q[self._places] = x
         if self._last != q.tobytes() or len(self._values) <= n_derivatives:
             kind = (self._rows.logp, self._rows.dlogp, self._rows.d2logp)[n_derivatives]
-            values = kind(q)
+            values: Any = kind(q)
             logp, *derivatives = values if n_derivatives else (values,)
             for i, derivative in enumerate(derivatives, 1):
                 derivatives[i - 1] = derivative[np.ix_(*[self._places] * i)]
