@@ -59,6 +59,8 @@ from pymc.variational.streaming import StreamingDataset
 # Numbers in an array of one entry for each row of a piece and each direction of a Hessian.
 BLOCK_SIZE = 2**18
 MAX_THREADS = 8
+# Terms of priors and so little data are evaluated sooner than they are compiled.
+SMALL_DATA = 10_000
 
 Point = np.ndarray | dict[str, np.ndarray]
 
@@ -344,6 +346,8 @@ class _Part:
         self._total = rewrite_pregrad(total)
         size = rows.batch_size if rows is not None else _largest_data(total)
         self._n_directions = max(1, BLOCK_SIZE // size)
+        if rows is None and size <= SMALL_DATA:
+            self._compile_kwargs = {"mode": "FAST_COMPILE"}
         self._functions: dict[str, Callable] = {}
 
     def evaluate(self, kind: str, points: np.ndarray) -> list[np.ndarray]:
