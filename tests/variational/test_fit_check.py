@@ -308,3 +308,11 @@ def test_a_check_that_fails_is_said_and_loses_nothing(normal, monkeypatch):
     with model, pytest.warns(UserWarning, match="not checked: ZeroDivisionError: broken"):
         approx = pm.fit(100, obj_optimizer=pm.adagrad_window(), progressbar=False)
     assert len(approx.hist) == 100
+
+
+def test_a_first_part_of_the_rows_is_said_too():
+    ds = StreamingDataset(np.zeros(1000), batch_size=100)
+    with pm.Model():
+        pm.Normal("y", pm.Normal("mu"), 1, observed=ds.as_tensor(), total_size=1000)
+        [found] = warnings_of(lambda: pm.fit(3, progressbar=False, init="initial_point"))
+    assert "300 of 1,000 rows were read so far (0.3 of an epoch)" in found
