@@ -117,7 +117,7 @@ def _start_at_mode(
 ) -> dict[str, Any]:
     """Set the parameters of an approximation to the mode and what the curvature there gives."""
     from pymc.variational.full_data_logp import FullDataLogp
-    from pymc.variational.laplace import find_mode
+    from pymc.variational.laplace import find_mode, say_pareto_k
 
     [group] = inference.approx.groups
     progressbar = kwargs.get("progressbar", True)
@@ -127,7 +127,9 @@ def _start_at_mode(
         backend=backend,
         compile_kwargs=kwargs.get("compile_kwargs"),
     )
-    mode = find_mode(full, random_seed=group.random_seed, progressbar=progressbar)
+    rng = np.random.default_rng(group.random_seed)
+    mode = find_mode(full, random_seed=rng, progressbar=progressbar)
+    say_pareto_k(mode, rng)
     sd = 1 / np.sqrt(np.diag(mode.precision))
     values, units = {"mu": mode.q}, {"mu": sd}
     if method == "advi":

@@ -16,6 +16,7 @@
 
 import warnings
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -143,7 +144,7 @@ class FitWatch:
         size = max(stream.batch_size for stream in self._streams)
         n_bytes = sum(stream.batch_size * stream._row_bytes for stream in self._streams)
         n = max(MIN_BATCHES, min(MAX_ROWS // size, MAX_BYTES // n_bytes))
-        epoch = max((s._assumed_n_rows or np.inf) / s.batch_size for s in self._streams)
+        epoch = max(_n_rows_of(s) / s.batch_size for s in self._streams)
         self._n_batches = int(min(n, max(epoch, 1)))
         self._batch_every = 1 if epoch <= n else max(1, n_steps // n)
         self._mean_every = max(1, n_steps // N_MEANS)
@@ -203,15 +204,15 @@ class FitWatch:
         )
         n_parts = min(N_PARTS, len(self._batches))
 
-        def kept(rows: AllRows, part: int) -> AllRows:
+        def kept(part: int, number: int, rows: AllRows) -> AllRows:
             if not isinstance(rows, StreamRows):  # data in memory beside the stream
                 return rows
             stream = rows._stream
             place = self._streams.index(stream)
             batches = [some[place] for some in self._batches[part::n_parts]]
-            return KeptRows(stream, batches, stream._assumed_n_rows)
+            return KeptRows(stream, batches, _n_rows_of(stream))
 
-        return [full._over(lambda i, rows, part=part: kept(rows, part)) for part in range(n_parts)]
+        return [full._over(partial(kept, part)) for part in range(n_parts)]
 
     def _judge(
         self, parts: list["FullDataLogp"], points: list[np.ndarray], sds: np.ndarray
@@ -277,7 +278,7 @@ class FitWatch:
         """Return the share of the rows that the kept ones leave out: it is what noise there is."""
         unseen = 0.0
         for i, stream in enumerate(self._streams):
-            n_rows = stream._assumed_n_rows
+            n_rows = _n_rows_of(stream)
             first, last = self._begins[i] // n_rows, (self._ends[i] - 1) // n_rows
             if first != last:  # of different epochs: some rows may have come twice
                 return 1.0
@@ -300,7 +301,7 @@ class FitWatch:
                 f"(root mean square) in the last steps"
             ]
         moved = np.abs(q / scale - way[0])
-        epochs = max(s.rows_streamed / s._assumed_n_rows for s in self._streams)
+        epochs = max(s.rows_streamed / _n_rows_of(s) for s in self._streams)
         if (worst := _worst(moved, moved > MEAN_SDS)) is not None and epochs < MEAN_SDS**-2:
             return [
                 f"the mean of `{names[worst]}` has moved by {moved[worst]:.2g} posterior sds, and "
@@ -386,4 +387,9 @@ def _worst(sizes: np.ndarray, which: np.ndarray) -> int | None:
 
 def _rows_before(stream: StreamingDataset) -> float:
     """Return how many rows come before the position of a stream, those of past epochs included."""
-    return stream.epoch * (stream._assumed_n_rows or np.inf) + stream.row
+    return stream.epoch * _n_rows_of(stream) + stream.row
+
+
+def _n_rows_of(stream: StreamingDataset) -> float:
+    """Return N: a fit has it from the stream, or from ``total_size``."""
+    return stream._assumed_n_rows or np.inf

@@ -20,7 +20,7 @@ import warnings
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytensor
@@ -157,7 +157,7 @@ class FullDataLogp:
     ):
         from pymc.tuning.starting import _unpacked_names
 
-        self.model = modelcontext(model)
+        self.model = cast(Model, modelcontext(model))
         self.n_passes = 0
         self._progressbar = progressbar
         self._n_threads = n_threads or min(MAX_THREADS, os.cpu_count() or 1)
@@ -177,8 +177,13 @@ class FullDataLogp:
 
     @property
     def n_rows(self) -> int | None:
-        n_rows = [part.rows.n_rows for part in self._parts if part.rows is not None]
-        return None if None in n_rows else sum(n_rows)
+        total = 0
+        for part in self._parts:
+            if part.rows is not None:
+                if part.rows.n_rows is None:
+                    return None
+                total += part.rows.n_rows
+        return total
 
     def ravel(self, point: dict[str, np.ndarray]) -> np.ndarray:
         """Return the parameter vector of a point: a dict of the values of ``model.value_vars``."""

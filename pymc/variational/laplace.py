@@ -527,7 +527,7 @@ class Laplace(Inference):
         elif mode.n_sampled:
             how = f"mode of {mode.n_sampled:,} rows, which were read once"
         _log.info(f"Laplace: {how}; Newton decrement {mode.decrement:.2g}")
-        _say_pareto_k(mode, rng)
+        say_pareto_k(mode, rng)
         self.hist = self.approx.hist = -np.asarray(mode.logps)
         for group in self.approx.groups:
             group.include_transformed = include_transformed
@@ -542,8 +542,8 @@ class Laplace(Inference):
             param.set_value(values[name].astype(param.dtype))
 
 
-def _say_pareto_k(mode: Mode, rng: np.random.Generator) -> None:
-    """Compare the normal density with that of the posterior at draws from it."""
+def say_pareto_k(mode: Mode, rng: np.random.Generator) -> None:
+    """Compare the normal density at a mode with that of the posterior at draws from it."""
     from pymc.variational.control_variates import ControlVariates, pareto_k
 
     estimate = ControlVariates(
@@ -559,11 +559,11 @@ def _say_pareto_k(mode: Mode, rng: np.random.Generator) -> None:
     draws = mode.q + z @ np.linalg.cholesky(mode.covariance).T
     k = pareto_k(estimate.logp(draws) + (z**2).sum(axis=1) / 2)
     if k <= GOOD_K:
-        _log.info(f"Laplace: Pareto k {k:.2f}, below {GOOD_K}: the posterior is close to normal.")
+        _log.info(f"Pareto k {k:.2f}, below {GOOD_K}: the posterior is close to normal.")
         return
     warnings.warn(
         f"the posterior is not close to normal (Pareto k {k:.2f}, above {GOOD_K}): means and sds of "
-        "Laplace's approximation may be far from its own. Put scales outside of what they scale (a "
+        "a normal approximation may be far from its own. Put scales outside of what they scale (a "
         "non-centered parametrization), give parameters that the data do not determine a prior that "
         "does, or use pm.sample on a random subset of the rows.",
         FitConvergenceWarning,
