@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 
 from pymc.streams.blocks import BlockFormat, Blocks, check_exact, positive_int, to_block
-from pymc.streams.shuffle.buffer import shuffle_buffer
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
@@ -269,13 +268,3 @@ def test_array_likes_are_sliced_not_converted():
 
     blocks = Blocks(OnDisk())
     assert blocks.n_rows == sum(map(len, blocks.epoch(0))) == 150_000
-
-
-def test_unshuffled_is_the_order_of_the_source_past_any_shuffle():
-    rows = np.arange(100)
-    inner = shuffle_buffer(rows, buffer_size=40, batch_size=7, seed=1)
-    outer = shuffle_buffer(inner, buffer_size=30, batch_size=9, seed=2)
-    for source in (rows, lambda: [rows], [rows[:30], rows[30:]], inner, outer):
-        for _ in range(2):
-            got = np.concatenate(list(Blocks(source).unshuffled()))
-            np.testing.assert_array_equal(got, rows)

@@ -445,3 +445,13 @@ def test_docstring_examples_run():
     results = doctest.testmod(buffer)
     assert results.attempted
     assert not results.failed
+
+
+def test_unshuffled_is_the_order_of_the_source_past_any_shuffle():
+    rows = np.arange(100)
+    inner = shuffle_buffer(rows, buffer_size=40, batch_size=7, seed=1)
+    outer = shuffle_buffer(inner, buffer_size=30, batch_size=9, seed=2)
+    for source in (rows, lambda: [rows], [rows[:30], rows[30:]], inner, outer):
+        for _ in range(2):
+            got = np.concatenate(list(Blocks(source).unshuffled()))
+            np.testing.assert_array_equal(got, rows)
