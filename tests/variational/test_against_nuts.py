@@ -1,0 +1,119 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""Fits of streams against NUTS on all rows in memory."""
+
+import logging
+import warnings
+
+import numpy as np
+import pytest
+
+import pymc as pm
+
+from pymc.variational.fit_check import FitConvergenceWarning
+from pymc.variational.streaming import StreamingDataset
+
+pytestmark = pytest.mark.slow
+
+
+def columns_of(name):
+    rng = np.random.default_rng(3)
+    n = {"logistic": 100_000}.get(name, 20_000)
+    x = rng.normal(size=n)
+    if name == "logistic":
+        return {"x": x, "y": (rng.random(n) < 1 / (1 + np.exp(0.5 - x))).astype(int)}
+    if name == "poisson":
+        return {"x": x, "y": rng.poisson(np.exp(0.3 + 0.5 * x))}
+    if name == "student":
+        return {"x": x, "y": 1 + 0.5 * x + 0.7 * rng.standard_t(5, size=n)}
+    group = rng.integers(20, size=n)
+    if name == "small group":
+        group[group == 7] = 8
+        group[:2] = 7  # two rows, both of them zero
+    effect = rng.normal(0, 1, 20)
+    y = (rng.random(n) < 1 / (1 + np.exp(-effect[group] - 0.5 * x))).astype(int)
+    y[group == 7] = 0 if name == "small group" else y[group == 7]
+    return {"x": x, "g": group, "y": y}
+
+
+def model_of(name, data, **observed):
+    """Build the model of columns: arrays, or a stream and its ``total_size``."""
+    with pm.Model() as model:
+        a, b = pm.Normal("a", 0, 3), pm.Normal("b", 0, 3)
+        if name == "logistic":
+            pm.Bernoulli("y", logit_p=a + b * data["x"], observed=data["y"], **observed)
+        elif name == "poisson":
+            pm.Poisson("y", pm.math.exp(a + b * data["x"]), observed=data["y"], **observed)
+        elif name == "student":
+            sigma, nu = pm.HalfNormal("sigma", 2), pm.Gamma("nu", 2, 0.1)
+            pm.StudentT("y", nu, mu=a + b * data["x"], sigma=sigma, observed=data["y"], **observed)
+        else:
+            sd = 10 if name == "small group" else 1
+            effect = pm.Normal("effect", a, sd, shape=20)
+            logit = effect[data["g"]] + b * data["x"]
+            pm.Bernoulli("y", logit_p=logit, observed=data["y"], **observed)
+    return model
+
+
+def fit_of_stream(name, columns, caplog, **kwargs):
+    ds = StreamingDataset(columns, batch_size=500, check_order="ignore")
+    with model_of(name, ds, total_size=ds.total_size), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitConvergenceWarning)
+        with caplog.at_level(logging.INFO, logger="pymc"):
+            return pm.fit(progressbar=False, random_seed=1, **kwargs)
+
+
+def nuts_of(name, columns):
+    """Return mean and sd of the unconstrained parameters, one after the other."""
+    with model_of(name, columns) as model:
+        idata = pm.sample(
+            1500, tune=1000, chains=2, cores=2, random_seed=1, progressbar=False,
+            idata_kwargs={"include_transformed": True},
+        )  # fmt: skip
+    # Transformed values stand in the posterior, or in a group of their own.
+    groups = [idata[g].to_dataset() for g in ("posterior", "unconstrained_posterior") if g in idata]
+    found = {name: values.values for group in groups for name, values in group.items()}
+    draws = [found[name].reshape(3000, -1) for name in model.initial_point()]
+    values = np.concatenate(draws, axis=1)
+    return values.mean(axis=0), values.std(axis=0)
+
+
+@pytest.mark.parametrize("name", ["logistic", "poisson", "student", "groups"])
+def test_near_normal_posteriors(name, caplog):
+    columns = columns_of(name)
+    mean, sd = nuts_of(name, columns)
+    laplace = fit_of_stream(name, columns, caplog, method="laplace")
+    assert "close to normal" in caplog.text
+    off = (laplace.mean.eval() - mean) / sd
+    ratio = laplace.std.eval() / sd
+    assert np.abs(off).max() < 0.1
+    np.testing.assert_allclose(ratio, 1, atol=0.1)
+    advi = fit_of_stream(name, columns, caplog, n=20_000, method="fullrank_advi")
+    off = (advi.mean.eval() - mean) / sd
+    ratio = advi.std.eval() / sd
+    assert np.abs(off).max() < 0.25
+    np.testing.assert_allclose(ratio, 1, atol=0.15)
+
+
+def test_the_effect_of_a_small_group_shows_in_pareto_k():
+    """Two rows, both of them zero: the posterior of that effect is far from normal."""
+    columns = columns_of("small group")
+    ds = StreamingDataset(columns, batch_size=500, check_order="ignore")
+    with model_of("small group", ds, total_size=ds.total_size):
+        with pytest.warns(FitConvergenceWarning, match="Pareto k"):
+            laplace = pm.fit(method="laplace", progressbar=False, random_seed=1)
+    mean, sd = nuts_of("small group", columns)
+    off = np.abs(laplace.mean.eval() - mean) / sd
+    assert off.argmax() == 2 + 7
+    assert off.max() > 0.1
