@@ -34,6 +34,7 @@ sections:
   step     a step of ADVI: a buffer that never changes, in-RAM minibatches, four streams
   advance  loading a batch that is ready
   loader   rows per second into batches, against other loaders
+  passes   log-density, gradient and Hessian over all rows
   shuffle  pre_shuffle, against DuckDB and a plain copy
   checkpoint  what a checkpoint costs a step, and a write of one
   fit      a whole fit, against NumPyro and pymc-extras
@@ -43,6 +44,7 @@ MODULES = {
     "step": "steps",
     "advance": "advance",
     "loader": "loader",
+    "passes": "passes",
     "shuffle": "shuffling",
     "checkpoint": "checkpoint",
     "fit": "whole_fit",
