@@ -12,7 +12,7 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from benchmarks import accuracy  # noqa: E402
+from benchmarks import accuracy, passes  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.processes import NO_PEERS, in_turn, run, run_peer  # noqa: E402
 from benchmarks.reference import newton  # noqa: E402
@@ -111,6 +111,16 @@ def test_what_needs_no_peers_runs_without(tmp_path):
     folders = [f"--folder={tmp_path / 'table'}", f"--destination={tmp_path / 'copy'}"]
     assert run_peer(None, "pre_shuffle", "copy", *folders)["rows"] == 3
     assert run_peer(None, "pre_shuffle", "duckdb", *folders) == NO_PEERS
+
+
+def test_passes_are_timed_in_turn(tmp_path, monkeypatch):
+    (tmp_path / "usual").mkdir()
+    columns = {name: [0.5, 1.0, 0.0] for name in passes.COLUMNS[:3]} | {"up": [0, 1, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "usual" / "0.parquet")
+    monkeypatch.setattr(passes, "KINDS", {"log-density": passes.KINDS["log-density"]})
+    results = passes.time_passes(tmp_path, batch_size=2, n_rounds=2)
+    assert list(results) == ["read", "log-density", "log-density, in memory"]
+    assert all(len(runs) == 2 for runs in results.values())
 
 
 @pytest.mark.parametrize(
