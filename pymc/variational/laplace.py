@@ -61,6 +61,8 @@ LEAST_MASS = 0.01
 N_DRAWS = 1000
 EVALUATED_ROWS = 5 * SEARCH_ROWS * N_DRAWS
 GOOD_K = 0.7
+# How far from the mode a mean may be, in posterior sds.
+MEAN_SDS = 0.3
 
 
 class NoModeError(ValueError):
@@ -527,7 +529,7 @@ class Laplace(Inference):
         elif mode.n_sampled:
             how = f"mode of {mode.n_sampled:,} rows, which were read once"
         _log.info(f"Laplace: {how}; Newton decrement {mode.decrement:.2g}")
-        say_pareto_k(mode, rng)
+        _say_skew(full.names, *say_pareto_k(mode, rng))
         self.hist = self.approx.hist = -np.asarray(mode.logps)
         for group in self.approx.groups:
             group.include_transformed = include_transformed
@@ -542,8 +544,16 @@ class Laplace(Inference):
             param.set_value(values[name].astype(param.dtype))
 
 
-def say_pareto_k(mode: Mode, rng: np.random.Generator) -> None:
-    """Compare the normal density at a mode with that of the posterior at draws from it."""
+def say_pareto_k(mode: Mode, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Compare the normal density at a mode with that of the posterior at draws from it.
+
+    Returns
+    -------
+    distances : ndarray of shape (K, p)
+        Of the draws from the mode, in sds.
+    log_ratios : ndarray of shape (K,)
+        Logarithms of posterior and normal density there, up to a constant.
+    """
     from pymc.variational.control_variates import ControlVariates, pareto_k
 
     estimate = ControlVariates(
@@ -557,10 +567,12 @@ def say_pareto_k(mode: Mode, rng: np.random.Generator) -> None:
     n_draws = np.clip(EVALUATED_ROWS // max(in_memory, default=1), 100, N_DRAWS)
     z = rng.standard_normal((n_draws, len(mode.q)))
     draws = mode.q + z @ np.linalg.cholesky(mode.covariance).T
-    k = pareto_k(estimate.logp(draws) + (z**2).sum(axis=1) / 2)
+    log_ratios = estimate.logp(draws) + (z**2).sum(axis=1) / 2
+    distances = (draws - mode.q) / np.sqrt(np.diag(mode.covariance))
+    k = pareto_k(log_ratios)
     if k <= GOOD_K:
         _log.info(f"Pareto k {k:.2f}, below {GOOD_K}: the posterior is close to normal.")
-        return
+        return distances, log_ratios
     warnings.warn(
         f"the posterior is not close to normal (Pareto k {k:.2f}, above {GOOD_K}): means and sds of "
         "a normal approximation may be far from its own. Put scales outside of what they scale (a "
@@ -569,3 +581,21 @@ def say_pareto_k(mode: Mode, rng: np.random.Generator) -> None:
         FitConvergenceWarning,
         stacklevel=3,
     )
+    return distances, log_ratios
+
+
+def _say_skew(names: list[str], distances: np.ndarray, log_ratios: np.ndarray) -> None:
+    """Warn of a posterior whose means, by importance sampling, are far from the mode."""
+    weights = np.exp(log_ratios - log_ratios.max())
+    weights /= weights.sum()
+    means = weights @ distances
+    errors = np.sqrt(weights**2 @ (distances - means) ** 2)
+    worst = int(np.argmax(np.abs(means) - 3 * errors))
+    if abs(means[worst]) - 3 * errors[worst] > MEAN_SDS:
+        warnings.warn(
+            f"the posterior is skewed: the mean of `{names[worst]}` is about "
+            f"{abs(means[worst]):.2g} sds from the mode, where Laplace's approximation has it. "
+            "pm.fit(method='fullrank_advi') finds the mean.",
+            FitConvergenceWarning,
+            stacklevel=3,
+        )

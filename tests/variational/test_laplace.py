@@ -351,3 +351,11 @@ def test_200_groups_of_2_million_rows():
     sds = np.sqrt(np.diag(exact))
     assert np.all(np.abs(exact @ gradient) < 0.02 * sds)
     np.testing.assert_allclose(np.sqrt(np.diag(covariance)), sds, rtol=0.01)
+
+
+def test_a_skewed_posterior_is_told():
+    with pm.Model():
+        effect = pm.Normal("effect", 0, 10)
+        pm.Bernoulli("y", logit_p=effect, observed=np.zeros(2))
+        with pytest.warns(FitConvergenceWarning, match="skewed: the mean of `effect`"):
+            pm.fit(method="laplace", progressbar=False, random_seed=1)
