@@ -123,7 +123,7 @@ class FullDataLogp:
     and direction has at most 262,144 numbers, or 2 MB. Its memory is that and p x p numbers a
     thread. Its time is that of the gradient for p of a few, as they share what is costly; and grows
     in proportion to p from a dozen on: with 203 parameters, a logistic regression with 200 groups,
-    it was 20 times that of the gradient (``python -m benchmarks --only passes``).
+    it was 17 times that of the gradient (``python -m benchmarks --only passes``).
 
     Sums within a batch are those of the compiled function; over batches they are compensated.
 
