@@ -64,7 +64,7 @@ class FitConvergenceWarning(UserWarning):
     It is also given after a part of an epoch whose order is not known to be random.
 
     Models with more than 500 parameters, with a ``Potential`` on a stream or a source that can be
-    read only once are not checked. A check takes a second or so, most of it for compilation.
+    read only once are not checked. A check takes some seconds, most of it for compilation.
 
     Examples
     --------
