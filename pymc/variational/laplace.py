@@ -90,8 +90,6 @@ class Mode(NamedTuple):
         The Newton decrement there: how far the point was from the mode, in posterior sds.
     logps : list of float
         The log-density after each step.
-    converged : bool
-        Whether the steps came to an end before they were too many.
     n_passes : int
         Passes over all rows that were made.
     n_sampled : int
@@ -108,7 +106,6 @@ class Mode(NamedTuple):
     covariance: np.ndarray
     decrement: float
     logps: list[float]
-    converged: bool
     n_passes: int
     n_sampled: int
     sample: FullDataLogp
@@ -202,7 +199,6 @@ def find_mode(
         covariance=point.covariance,
         decrement=point.decrement,
         logps=best.logps,
-        converged=best.converged,
         n_passes=full.n_passes - n_before,
         n_sampled=sample.n_rows or 0,
         sample=sample,
