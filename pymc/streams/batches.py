@@ -13,9 +13,10 @@
 #   limitations under the License.
 """Re-batching: blocks of any size become batches of one size and form."""
 
+import copy
 import math
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -224,6 +225,37 @@ class Batches:
         yield from self._cut(self._preprocessed(self.blocks.unshuffled()), cut)
         if cut.filled:
             yield [[values[0, : cut.filled] for values in cut.open_batch]]
+
+    def like(self, source: Any, optional: Collection[str] = ()) -> "Batches":
+        """Return batches of another source, in the form of these.
+
+        Parameters
+        ----------
+        source : object
+            Any source of the same columns, in any order. Those that it has beyond them are left out.
+        optional : collection of str
+            Columns that it may lack, which are zero then.
+        """
+        columns, preprocess_fn = self.columns, self._preprocess_fn
+        other = copy.copy(self)
+        other.blocks = Blocks(source, numeric=False)
+        names = other.blocks.columns
+
+        def select(block: Block) -> Any:
+            block = preprocess_fn(block) if preprocess_fn else block
+            if isinstance(block, np.ndarray) and names and block.shape[1:] == (len(names),):
+                block = dict(zip(names, block.T))
+            if columns is None or not isinstance(block, dict):
+                return block
+            lacking = [name for name in columns if name not in block and name not in optional]
+            if lacking:
+                raise ValueError(f"the columns {lacking} are not among {list(block)}.")
+            zeros = np.zeros(n_rows_of(block))
+            block = {name: block.get(name, zeros) for name in columns}
+            return block if self.format.names else np.column_stack(list(block.values()))
+
+        other._preprocess_fn, other._finite, other._opened = select, False, None
+        return other
 
     def _epoch(self, epoch: int, row: int) -> Iterator[Block]:
         return self._preprocessed(self.blocks.epoch(epoch, row))

@@ -46,9 +46,12 @@ class AllRows:
         Their number, as far as it is known.
     weight : float
         How many rows of the data each of them stands for.
+    source : StreamingDataset or Apply or None
+        What a model observes them through: a stream, or the node of an in-memory minibatch.
     """
 
     weight = 1.0
+    source: Any = None
 
     def __init__(self, name: str, batches: Batches):
         self.name, self._batches = name, batches
@@ -69,17 +72,13 @@ class AllRows:
         """Return a batch as an example."""
         raise NotImplementedError
 
-    def tensors_in(self, terms: Iterable[Variable]) -> list[tuple[int, Variable]]:
-        """Find the variables in graphs that hold a batch, each with its place in one."""
-        raise NotImplementedError
-
 
 class StreamRows(AllRows):
     """All rows of a stream, in the order of its source."""
 
     def __init__(self, stream: StreamingDataset):
         super().__init__(f"stream {stream.name!r}", stream._reader.batches)
-        self._stream = stream
+        self._stream = self.source = stream
         self._counted: int | None = None
         if self._batches.blocks.one_shot:
             raise ValueError(
@@ -115,20 +114,12 @@ class StreamRows(AllRows):
     def loaded(self) -> Batch:
         return [np.asarray(buffer.get_value(borrow=True)) for buffer in self._stream._buffers]
 
-    def tensors_in(self, terms: Iterable[Variable]) -> list[tuple[int, Variable]]:
-        own = [buffer.container for buffer in self._stream._buffers]
-        return [
-            (own.index(buffer.container), buffer)
-            for buffer in buffers_behind(terms)
-            if buffer.tag.stream is self._stream
-        ]
-
 
 class MinibatchRows(AllRows):
     """All rows of the arrays behind a ``pm.Minibatch`` in memory."""
 
     def __init__(self, node: Apply):
-        self._node = node
+        self.source = node
         arrays = tuple(variable.eval() for variable in node.inputs[:-1])
         batch_size = node.outputs[0].type.shape[0]
         dtypes = [array.dtype for array in arrays]
@@ -139,14 +130,6 @@ class MinibatchRows(AllRows):
 
     def loaded(self) -> Batch:
         return next(self.read())[0]
-
-    def tensors_in(self, terms: Iterable[Variable]) -> list[tuple[int, Variable]]:
-        rng = self._node.inputs[-1]
-        return [
-            (variable.owner.outputs.index(variable), variable)
-            for variable in ancestors(terms)
-            if _is_minibatch(variable) and variable.owner.inputs[-1] is rng
-        ]
 
 
 class SampledRows(AllRows):
@@ -239,6 +222,25 @@ def rows_behind(terms: Iterable[Variable]) -> dict[Any, StreamingDataset | Apply
         rng: node for rng, node in nodes.items() if not streams_behind(ancestors(node.inputs))
     }
     return {stream: stream for stream in streams_behind(behind)} | in_memory
+
+
+def tensors_of(
+    source: StreamingDataset | Apply, terms: Iterable[Variable]
+) -> list[tuple[int, Variable]]:
+    """Find the variables in graphs that hold a batch of a source, each with its place in one."""
+    if isinstance(source, StreamingDataset):
+        own = [buffer.container for buffer in source._buffers]
+        return [
+            (own.index(buffer.container), buffer)
+            for buffer in buffers_behind(terms)
+            if buffer.tag.stream is source
+        ]
+    rng = source.inputs[-1]
+    return [
+        (variable.owner.outputs.index(variable), variable)
+        for variable in ancestors(terms)
+        if _is_minibatch(variable) and variable.owner.inputs[-1] is rng
+    ]
 
 
 def _is_minibatch(variable: Variable) -> bool:

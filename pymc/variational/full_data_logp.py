@@ -50,6 +50,7 @@ from pymc.variational.all_rows import (
     SampledRows,
     StreamRows,
     rows_behind,
+    tensors_of,
 )
 from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
 from pymc.variational.stream_checks import check_streams
@@ -340,7 +341,7 @@ class _Part:
         compile_kwargs: dict[str, Any],
     ):
         self.rows, self.variables, self._compile_kwargs = rows, list(terms), compile_kwargs
-        places = rows.tensors_in(terms.values()) if rows is not None else []
+        places = tensors_of(rows.source, terms.values()) if rows is not None else []
         # The places of the inputs in a batch; of the same types, so that what was made for a batch
         # of the model's size stays right.
         self._places = [place for place, _ in places]

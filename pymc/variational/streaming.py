@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from pymc.variational.fit_check import FitConvergenceWarning
     from pymc.variational.fit_report import FitReport, fit_report
     from pymc.variational.full_data_logp import FullDataLogp
+    from pymc.variational.model_of_rows import model_of_rows
 
 __all__ = [
     "FitConvergenceWarning",
@@ -71,6 +72,7 @@ __all__ = [
     "StreamOrderWarning",
     "StreamingDataset",
     "fit_report",
+    "model_of_rows",
     "order_report",
     "parquet_source",
     "pre_shuffle",
@@ -84,6 +86,7 @@ _LAZY = {
     "FullDataLogp": "pymc.variational.full_data_logp",
     "OrderReport": "pymc.streams.order.report",
     "fit_report": "pymc.variational.fit_report",
+    "model_of_rows": "pymc.variational.model_of_rows",
     "order_report": "pymc.streams.order.report",
     "pre_shuffle": "pymc.streams.shuffle.disk",
 }

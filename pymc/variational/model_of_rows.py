@@ -1,0 +1,190 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""A model with rows in memory in the place of its streams."""
+
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytensor
+
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.replace import clone_replace
+from pytensor.graph.traversal import ancestors
+from pytensor.tensor import constant
+from pytensor.tensor.subtensor import Subtensor
+
+from pymc.data import MinibatchOp
+from pymc.model import Model, modelcontext
+from pymc.model.fgraph import fgraph_from_model, model_from_fgraph, model_named
+from pymc.model.transform.optimization import _extract_initial_values
+from pymc.variational.all_rows import Batch, tensors_of
+from pymc.variational.stream_checks import check_streams
+from pymc.variational.stream_refusals import by_value, streams_behind
+from pymc.variational.streaming import StreamingDataset
+
+
+def model_of_rows(model: Model | None, rows: Any) -> Model:
+    """Return a model of data in memory: with rows in the place of the model's stream.
+
+    Variables, names, dims, coords, transforms and initial values are those of the model. The rows
+    are a :class:`pymc.Data` of the stream's name, so that :func:`pymc.set_data` puts others in
+    their place; observed values are those of the rows that are passed here.
+
+    Parameters
+    ----------
+    model : Model or None
+        A model that observes one stream; None for that of the context.
+    rows : object
+        What the stream could have as its source, to be held in memory: a table or mapping with its
+        columns, in any order, say. A column that only observed values are computed from may be
+        missing, as in a table to predict: they are NaN then.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ValueError
+        If the model has no stream, or several; if a column is missing, or a value is one that the
+        stream would not take.
+
+    Examples
+    --------
+    Predict new rows:
+
+    >>> import numpy as np
+    >>> import pymc as pm
+    >>> from pymc.variational.streaming import StreamingDataset, model_of_rows
+    >>> rng = np.random.default_rng(1)
+    >>> rows = {"x": rng.normal(size=10_000)}
+    >>> rows["y"] = 2 * rows["x"] + rng.normal(size=10_000)
+    >>> ds = StreamingDataset(rows, batch_size=500)
+    >>> with pm.Model() as model:
+    ...     slope = pm.Normal("slope", 0, 10)
+    ...     obs = pm.Normal("obs", slope * ds["x"], 1, observed=ds["y"], total_size=ds.total_size)
+    ...     approx = pm.fit(100, progressbar=False, random_seed=1)
+    >>> with model_of_rows(model, {"x": np.array([0.0, 1.0])}):
+    ...     trace = pm.sample_posterior_predictive(
+    ...         approx.sample(500, random_seed=1),
+    ...         predictions=True,
+    ...         progressbar=False,
+    ...         random_seed=1,
+    ...     )
+    >>> trace.predictions["obs"].mean(("chain", "draw")).round(0).values + 0.0
+    array([0., 2.])
+    """
+    model = modelcontext(model)
+    streams = streams_behind(ancestors(_graphs(model)))
+    if len(streams) != 1:
+        raise ValueError(
+            f"model_of_rows takes a model that uses one stream; this one uses {len(streams)}."
+        )
+    [stream] = streams
+    check_streams(model, scaled=False)
+    batches = stream._reader.batches.like(rows, _only_observed(model, stream))
+    pieces = chain.from_iterable(batches.all_rows())
+    arrays = [np.concatenate(parts) for parts in zip(*pieces)]
+    stream._check_indices(arrays)
+    return with_arrays(model, [(stream, arrays)])
+
+
+def with_arrays(model: Model, arrays: list[tuple[StreamingDataset | Apply, Batch]]) -> Model:
+    """Return a model with arrays in the place of what it observes batch by batch.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    arrays : list of tuple
+        Streams, or nodes of in-memory minibatches, each with the arrays to put in its place.
+
+    Returns
+    -------
+    Model
+    """
+    initial_values = _extract_initial_values(model)
+    saved = dict(model.rvs_to_initial_values)
+    try:
+        # PyMC takes no model with initial values apart.
+        model.rvs_to_initial_values.update(dict.fromkeys(saved))
+        fgraph, memo = fgraph_from_model(model)
+    finally:
+        model.rvs_to_initial_values.update(saved)
+    coords, lengths = fgraph._coords, fgraph._dim_lengths  # type: ignore[attr-defined]
+    replacements: dict[Variable, Variable] = {}
+    for source, batch in arrays:
+        variables = tensors_of(source, _graphs(model))
+        for place, variable in variables:
+            values = batch[place]
+            name = variable.name if variable.name not in model.named_vars else f"{variable.name}_"
+            data = pytensor.shared(values, name, shape=(None, *values.shape[1:]), borrow=True)
+            replacements[memo[variable]] = model_named(data, name)
+        for dim in _row_dims(model, {variable for _, variable in variables}):
+            # The dim of the rows has their number, and no labels.
+            replacements[lengths[dim]] = data.shape[0]
+            coords, lengths = coords | {dim: None}, lengths | {dim: data.shape[0]}
+    for node in fgraph.apply_nodes:
+        if isinstance(node.op, MinibatchOp):  # of a stream
+            pairs = zip(node.outputs, node.inputs)
+            replacements |= {out: replacements[b] for out, b in pairs if b in replacements}
+    outputs = clone_replace(fgraph.outputs, replacements, rebuild_strict=False)
+    fgraph = FunctionGraph(outputs=outputs, clone=False)
+    fgraph._coords, fgraph._dim_lengths = coords, lengths  # type: ignore[attr-defined]
+    of_rows = model_from_fgraph(fgraph, mutate_fgraph=True)
+    for name, value in initial_values.items():
+        of_rows.set_initval(of_rows[name], value)
+    return of_rows
+
+
+def _graphs(model: Model) -> list[Variable]:
+    values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
+    return [*model.basic_RVs, *values, *model.deterministics, *model.potentials]
+
+
+def _row_dims(model: Model, variables: set[Variable]) -> set[str]:
+    """Name the dims that the rows of a batch are along."""
+    named = model.named_vars_to_dims
+    return {
+        named[rv.name][0]
+        for rv in model.observed_RVs
+        if named.get(rv.name) and variables & set(ancestors([rv, model.rvs_to_values[rv]]))
+    } - {None}
+
+
+def _only_observed(model: Model, stream: StreamingDataset) -> set[str]:
+    """Name the columns of a stream that nothing but observed values is computed from."""
+    if stream.columns is None:
+        return set()
+    holding = set(stream._buffers)
+    holding |= {v for v in ancestors(_graphs(model)) if _is_copy(v) and holding & {*v.owner.inputs}}
+    numbers = np.broadcast_to(np.arange(len(stream.columns)), stream._buffers[0].type.shape)
+    read: set[int] = set()
+    for graph in (*model.basic_RVs, *model.deterministics, *model.potentials):
+        for variable in by_value(graph):
+            node = variable.owner
+            if node is None or _is_copy(variable) or not holding & {*node.inputs}:
+                continue
+            if not isinstance(node.op, Subtensor):
+                return set()
+            # Where each column holds its own number, so does what is selected from it.
+            selected = node.clone_with_new_inputs([constant(numbers * 1.0), *node.inputs[1:]])
+            read.update(selected.outputs[0].eval(mode="FAST_COMPILE").astype(int).flat)
+    return {name for j, name in enumerate(stream.columns) if j not in read}
+
+
+def _is_copy(variable: Variable) -> bool:
+    return variable.owner is not None and isinstance(variable.owner.op, MinibatchOp)
