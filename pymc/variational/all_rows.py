@@ -13,7 +13,7 @@
 #   limitations under the License.
 """All rows that a model observes batch by batch: of a stream, or of arrays behind ``pm.Minibatch``."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,30 @@ class MinibatchRows(AllRows):
         return next(self.read())[0]
 
 
+class OtherRows(AllRows):
+    """The rows of another source, read as the model's own rows are.
+
+    Parameters
+    ----------
+    own : AllRows
+        The model's rows.
+    source : object
+        Any source of the same columns.
+    optional : collection of str
+        Columns that it may lack: they are zero then.
+    """
+
+    def __init__(self, own: AllRows, source: Any, optional: Collection[str] = ()):
+        super().__init__("the source", own._batches.like(source, optional))
+        self._own, self.source = own, own.source
+
+    def check(self, batch: Batch) -> None:
+        self._own.check(batch)
+
+    def loaded(self) -> Batch:
+        return self._own.loaded()
+
+
 class SampledRows(AllRows):
     """A uniform random sample of rows, drawn without replacement and held in memory.
 
@@ -245,3 +269,22 @@ def tensors_of(
 
 def _is_minibatch(variable: Variable) -> bool:
     return variable.owner is not None and isinstance(variable.owner.op, MinibatchOp)
+
+
+def rows_of(source: StreamingDataset | Apply) -> AllRows:
+    """Return all rows of what :func:`rows_behind` found."""
+    return StreamRows(source) if isinstance(source, StreamingDataset) else MinibatchRows(source)
+
+
+def filled_up(arrays: Batch, size: int) -> Batch:
+    """Fill a batch of fewer rows with copies of its first one."""
+    places = np.arange(size)
+    return take_rows(arrays, np.where(places < len(arrays[0]), places, 0))
+
+
+def take_rows(arrays: Batch, rows: Any) -> Batch:
+    """Return some rows of a batch, in the layout of batches."""
+    return [
+        np.asfortranarray(values[rows]) if values.ndim == 2 else np.ascontiguousarray(values[rows])
+        for values in arrays
+    ]

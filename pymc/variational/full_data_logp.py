@@ -46,10 +46,11 @@ from pymc.streams.position import Seed, seed_of
 from pymc.variational.all_rows import (
     AllRows,
     Batch,
-    MinibatchRows,
     SampledRows,
-    StreamRows,
+    filled_up,
     rows_behind,
+    rows_of,
+    take_rows,
     tensors_of,
 )
 from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
@@ -161,7 +162,7 @@ class FullDataLogp:
         self.model = cast(Model, modelcontext(model))
         self.n_passes = 0
         self._progressbar = progressbar
-        self._n_threads = n_threads or min(MAX_THREADS, os.cpu_count() or 1)
+        self._n_threads = n_threads or default_threads()
         checked = check_streams(self.model, scaled=False)
         start = self.model.initial_point(0)
         raveled = DictToArrayBijection.map(start)
@@ -287,8 +288,7 @@ class FullDataLogp:
         totals = [CompensatedSum() for _ in KINDS[kind]]
         if any(part.rows is not None for part in self._parts):
             self.n_passes += 1
-        columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-        with Progress(*columns, disable=not self._progressbar) as progress:
+        with progress_of_pass(self._progressbar) as progress:
             for part in self._parts:
                 if part.rows is None:
                     terms = iter([(0, part.evaluate(kind, points))])
@@ -381,14 +381,14 @@ class _Part:
         """
         assert self.rows is not None
         batch, function = self.rows.loaded(), self._function("logp")
-        n_rows = self.rows.batch_size
+        arrays, n_rows = [batch[place] for place in self._places], self.rows.batch_size
         # A term may be zero at the initial point, whatever the rows.
         [call] = self._calls("logp", q[None] + np.random.default_rng(0).uniform(-0.1, 0.1, len(q)))
         differ = [np.reshape(values != values[0], (n_rows, -1)).any(axis=1) for values in batch]
         second = int(np.argmax(np.any(differ, axis=0)))
         pattern = np.arange(n_rows) <= n_rows // 3
         both, one, other = (
-            float(function(*call, *self._arrays(batch, picks))[0])
+            float(function(*call, *take_rows(arrays, picks))[0])
             for picks in (np.where(pattern, 0, second), [0] * n_rows, [second] * n_rows)
         )
         share = np.mean(pattern)
@@ -424,9 +424,8 @@ class _Part:
             share = 1 - len(batch[0]) / size
             if share:
                 # Filled with copies of a row, which are taken off.
-                picks = np.arange(size)
-                filled = self._arrays(batch, np.where(picks < len(batch[0]), picks, 0))
-                copies = self._arrays(batch, picks * 0)
+                filled = filled_up(filled, size)
+                copies = take_rows(filled, [0] * size)
             for total, call in zip(sums, calls):
                 for i, value in enumerate(function(*call, *filled)):
                     total[i] = total[i] + value
@@ -435,19 +434,9 @@ class _Part:
                     total[i] = total[i] - np.where(np.isfinite(value), share * value, 0)
         return n_rows, sums
 
-    def _arrays(self, batch: Batch, rows: Any) -> list[np.ndarray]:
-        """Return some rows of a batch as the function takes them, in the layout of batches."""
-        arrays = [batch[place] for place in self._places]
-        return [
-            np.asfortranarray(values[rows])
-            if values.ndim == 2
-            else np.ascontiguousarray(values[rows])
-            for values in arrays
-        ]
-
     def _function(self, kind: str) -> Callable:
         if kind not in self._functions:
-            self._functions[kind] = _for_threads(self._compile(kind))
+            self._functions[kind] = for_threads(self._compile(kind))
         return self._functions[kind]
 
     def _compile(self, kind: str) -> Callable:
@@ -482,12 +471,7 @@ def _terms_by_rows(
     sources: dict[Any, StreamingDataset | Apply] = {}
     by_source: dict[Any, dict[Variable, Variable]] = {}
     for variable, logp in zip(variables, model.logp(variables, jacobian=jacobian, sum=False)):
-        term = as_tensor(logp, allow_xtensor_conversion=True).sum()
-        node = variable.owner
-        if node is not None and isinstance(node.op, MinibatchRandomVariable):
-            # Each row counts once.
-            shape = model.rvs_to_values[variable].shape
-            term = term / get_scaling(node.inputs[1:], shape).astype(term.dtype)
+        term = unscaled(model, variable, as_tensor(logp, allow_xtensor_conversion=True).sum())
         behind = rows_behind([term])
         if len(behind) > 1 or (behind and variable in model.free_RVs):
             raise ValueError(
@@ -505,16 +489,30 @@ def _terms_by_rows(
             )
         by_source.setdefault(next(iter(behind), None), {})[variable] = term
     return [
-        (_rows_of(sources[source]) if source is not None else None, terms)
+        (rows_of(sources[source]) if source is not None else None, terms)
         for source, terms in by_source.items()
     ]
 
 
-def _rows_of(source: StreamingDataset | Apply) -> AllRows:
-    return StreamRows(source) if isinstance(source, StreamingDataset) else MinibatchRows(source)
+def unscaled(model: Model, variable: Variable, term: Any) -> Any:
+    """Take ``total_size`` out of the log-density of a variable, so that each row counts once."""
+    node = variable.owner
+    if node is None or not isinstance(node.op, MinibatchRandomVariable):
+        return term
+    shape = model.rvs_to_values[variable].shape
+    return term / get_scaling(node.inputs[1:], shape).astype(term.dtype)
 
 
-def _for_threads(function: Any) -> Callable:
+def default_threads() -> int:
+    return min(MAX_THREADS, os.cpu_count() or 1)
+
+
+def progress_of_pass(shown: bool) -> Progress:
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    return Progress(*columns, disable=not shown)
+
+
+def for_threads(function: Any) -> Callable:
     """Return a function that several threads may call at a time: PyTensor's holds its arguments."""
     if hasattr(function.vm, "jit_fn"):
 

@@ -62,16 +62,20 @@ if TYPE_CHECKING:
     from pymc.variational.fit_check import FitConvergenceWarning
     from pymc.variational.fit_report import FitReport, fit_report
     from pymc.variational.full_data_logp import FullDataLogp
+    from pymc.variational.log_predictive import LeaveOneOut, LogPredictive, log_predictive
     from pymc.variational.model_of_rows import model_of_rows
 
 __all__ = [
     "FitConvergenceWarning",
     "FitReport",
     "FullDataLogp",
+    "LeaveOneOut",
+    "LogPredictive",
     "OrderReport",
     "StreamOrderWarning",
     "StreamingDataset",
     "fit_report",
+    "log_predictive",
     "model_of_rows",
     "order_report",
     "parquet_source",
@@ -84,8 +88,11 @@ _LAZY = {
     "FitConvergenceWarning": "pymc.variational.fit_check",
     "FitReport": "pymc.variational.fit_report",
     "FullDataLogp": "pymc.variational.full_data_logp",
+    "LeaveOneOut": "pymc.variational.log_predictive",
+    "LogPredictive": "pymc.variational.log_predictive",
     "OrderReport": "pymc.streams.order.report",
     "fit_report": "pymc.variational.fit_report",
+    "log_predictive": "pymc.variational.log_predictive",
     "model_of_rows": "pymc.variational.model_of_rows",
     "order_report": "pymc.streams.order.report",
     "pre_shuffle": "pymc.streams.shuffle.disk",

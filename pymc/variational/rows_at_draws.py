@@ -1,0 +1,282 @@
+#   Copyright 2026 - present The PyMC Developers
+#
+#   Licensed under the Apache License, Version 2.0 (the "License");
+#   you may not use this file except in compliance with the License.
+#   You may obtain a copy of the License at
+#
+#       http://www.apache.org/licenses/LICENSE-2.0
+#
+#   Unless required by applicable law or agreed to in writing, software
+#   distributed under the License is distributed on an "AS IS" BASIS,
+#   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+#   See the License for the specific language governing permissions and
+#   limitations under the License.
+"""What a model gives for each row of its data, at draws of its parameters: in passes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from pytensor.compile.io import In
+from pytensor.graph.basic import Variable
+from pytensor.graph.replace import graph_replace
+from pytensor.graph.traversal import graph_inputs
+from pytensor.tensor import as_tensor
+from pytensor.tensor.random.type import RandomType
+
+from pymc.model import Model, modelcontext
+from pymc.model.transform.conditioning import remove_value_transforms
+from pymc.pytensorf import compile, resolve_backend_compile_kwargs
+from pymc.streams.passes import in_threads
+from pymc.variational.all_rows import (
+    AllRows,
+    Batch,
+    filled_up,
+    rows_behind,
+    rows_of,
+    take_rows,
+    tensors_of,
+)
+from pymc.variational.full_data_logp import (
+    default_threads,
+    for_threads,
+    progress_of_pass,
+    unscaled,
+)
+from pymc.variational.minibatch_rv import MinibatchRandomVariable
+from pymc.variational.opvi import Approximation
+from pymc.variational.stream_checks import check_streams
+
+Draw = list[np.ndarray]
+
+
+class ObservedRows(NamedTuple):
+    """An observed variable of a model, and the rows that it observes.
+
+    Attributes
+    ----------
+    model : Model
+        The model, without transformations: its values are those that a posterior has.
+    variable : Variable
+        The observed variable.
+    rows : AllRows
+        The rows.
+    """
+
+    model: Model
+    variable: Any
+    rows: AllRows
+
+
+def observed_rows(approx: Any, model: Model | None, var_name: str | None) -> ObservedRows:
+    """Find what is evaluated.
+
+    Parameters
+    ----------
+    approx : Approximation or DataTree
+        What ``pm.fit`` returned, or a posterior.
+    model : Model or None
+        The model; by default that of the approximation, or of the context.
+    var_name : str or None
+        The observed variable; by default the only one that observes rows.
+    """
+    if model is None and isinstance(approx, Approximation):
+        model = approx.model
+    model = cast(Model, modelcontext(model))
+    check_streams(model, scaled=False)
+    plain = remove_value_transforms(model)
+    return ObservedRows(plain, *_variable_and_rows(plain, model, var_name))
+
+
+def draws_of(approx: Any, model: Model, n_draws: int, seed: int) -> list[Draw]:
+    """Draw the free variables of a model: in their order, and as it has their values.
+
+    Parameters
+    ----------
+    approx : Approximation or DataTree
+        What ``pm.fit`` returned, or a posterior.
+    model : Model
+        The model, without transformations.
+    n_draws : int
+        The number of draws; of a posterior no more than it has, evenly spread over it.
+    seed : int
+        What an approximation draws with.
+    """
+    if isinstance(approx, Approximation):
+        random_seed = int(np.random.default_rng(seed).integers(2**30))
+        approx = approx.sample(n_draws, random_seed=random_seed)
+    elif not hasattr(approx, "posterior"):
+        raise TypeError(
+            "it takes what pm.fit returned, or a posterior with model=: what pm.sample returned for a "
+            f"sample of the rows, say. Got {type(approx).__name__}."
+        )
+    posterior = approx["posterior"]
+    missing = [rv.name for rv in model.free_RVs if rv.name not in posterior]
+    if missing:
+        raise ValueError(f"the posterior has no draws of {missing}, which the model has.")
+    columns = []
+    for rv in model.free_RVs:
+        values = posterior[rv.name].transpose("chain", "draw", ...).values
+        values = values.reshape(-1, *values.shape[2:])
+        columns.append(values.astype(model.rvs_to_values[rv].dtype))
+    return spread([list(map(np.asarray, values)) for values in zip(*columns)], n_draws)
+
+
+def spread(draws: list[Draw], n_draws: int) -> list[Draw]:
+    """Take so many of the draws, or all if there are fewer, evenly spread."""
+    picks = np.linspace(0, len(draws) - 1, min(n_draws, len(draws)))
+    return [draws[i] for i in picks.round().astype(int)]
+
+
+def _variable_and_rows(
+    model: Model, given: Model, var_name: str | None
+) -> tuple[Variable, AllRows]:
+    names = [rv.name for rv in given.observed_RVs]
+    behind = {
+        name: list(rows_behind([model[name], model.rvs_to_values[model[name]]]).values())
+        for name in names
+    }
+    observed = [name for name in names if behind[name]]
+    if not observed:
+        raise ValueError(
+            "no observed variable of the model uses a stream or pm.Minibatch: use "
+            "pm.compute_log_likelihood, pm.sample_posterior_predictive, and ArviZ."
+        )
+    if var_name is None and len(observed) > 1:
+        raise ValueError(f"the model observes {observed}: name one, var_name={observed[0]!r}, say.")
+    name = var_name or observed[0]
+    if name not in observed:
+        raise ValueError(
+            f"var_name={name!r} is none of the observed variables that use a stream or "
+            f"pm.Minibatch: {observed}."
+        )
+    if len(behind[name]) > 1:
+        raise ValueError(f"`{name}` depends on rows of more than one source.")
+    for potential in model.potentials:
+        if rows_behind([potential]):
+            raise ValueError(
+                f"the Potential `{potential.name}` uses rows: what a row adds to the log-likelihood, "
+                "and how it would be drawn again, is not known. Write it as an observed variable "
+                "(pm.CustomDist)."
+            )
+    return model[name], rows_of(behind[name][0])
+
+
+class RowFunction:
+    """A compiled function of a draw and a batch, with a value for each row of the batch.
+
+    Parameters
+    ----------
+    observed : ObservedRows
+        What it is of.
+    graph : Variable
+        What is computed.
+    replaced : sequence of Variable
+        The variables in it that stand for the free variables, in their order.
+    """
+
+    def __init__(self, observed: ObservedRows, graph: Variable, replaced: Sequence[Variable]):
+        places = tensors_of(observed.rows.source, [graph])
+        self._places = [place for place, _ in places]
+        self._size = observed.rows.batch_size
+        variables = [*replaced, *(variable for _, variable in places)]
+        inputs = [variable.type() for variable in variables]
+        [output] = graph_replace([graph], dict(zip(variables, inputs)), strict=False)
+        generators = [v for v in graph_inputs([output]) if isinstance(v.type, RandomType)]
+        fresh = [generator.type() for generator in generators]
+        if generators:
+            [output] = graph_replace([output], dict(zip(generators, fresh)))
+        self._n_generators = len(fresh)
+        kwargs = resolve_backend_compile_kwargs(None, None)
+        from pymc.variational.stream_step import beside_threads
+
+        function = compile(
+            [*inputs, *(In(generator, mutable=True) for generator in fresh)],
+            [output],
+            trust_input=True,
+            on_unused_input="ignore",
+            **beside_threads(kwargs),
+        )
+        self._function = for_threads(function)
+
+    def arrays(self, batch: Batch) -> Batch:
+        """Return the arrays that the function takes, filled with copies of a row up to a batch."""
+        arrays = [batch[place] for place in self._places]
+        return filled_up(arrays, self._size) if len(batch[0]) < self._size else arrays
+
+    def batches(self, parts: list[Batch]) -> Iterator[Batch]:
+        """Join parts of batches into batches."""
+        arrays = [np.concatenate(part) for part in zip(*parts)]
+        for start in range(0, len(arrays[0]), self._size):
+            yield take_rows(arrays, slice(start, start + self._size))
+
+    def __call__(self, draw: Draw, arrays: Batch, *seed: int) -> np.ndarray:
+        """Evaluate at a draw; ``seed`` says what random numbers there are."""
+        generators = []
+        if self._n_generators:
+            sequence = np.random.SeedSequence(seed)
+            generators = list(map(np.random.default_rng, sequence.spawn(self._n_generators)))
+        return self._function(*draw, *arrays, *generators)[0]
+
+
+def row_logp(observed: ObservedRows) -> RowFunction:
+    """Compile the log-density of each row: of all that is observed in a row."""
+    model, variable = observed.model, observed.variable
+    [logp] = model.logp(vars=[variable], sum=False)
+    term = unscaled(model, variable, as_tensor(logp, allow_xtensor_conversion=True))
+    if term.ndim > 1:
+        term = term.sum(axis=tuple(range(1, term.ndim)))
+    values = [model.rvs_to_values[rv] for rv in model.free_RVs]
+    return _with_rows_first(RowFunction(observed, term, values), observed)
+
+
+def row_draw(observed: ObservedRows) -> RowFunction:
+    """Compile a draw of each row's value, given the parameters."""
+    variable = observed.variable
+    node = variable.owner
+    if isinstance(node.op, MinibatchRandomVariable):
+        variable = node.inputs[0]
+    graph = as_tensor(variable, allow_xtensor_conversion=True)
+    return _with_rows_first(RowFunction(observed, graph, observed.model.free_RVs), observed)
+
+
+def _with_rows_first(function: RowFunction, observed: ObservedRows) -> RowFunction:
+    point, n_rows = observed.model.initial_point(0), observed.rows.batch_size
+    draw = [np.asarray(point[rv.name]) for rv in observed.model.free_RVs]
+    shape = np.shape(function(draw, function.arrays(observed.rows.loaded()), 0))
+    if shape[:1] != (n_rows,):
+        raise ValueError(
+            f"`{observed.variable.name}` has values of shape {shape} for a batch of {n_rows} rows: "
+            "the rows must be the first axis."
+        )
+    return function
+
+
+def pieces_in_threads(
+    rows: AllRows, worker: Any, what: str, progressbar: bool, n_threads: int | None = None
+) -> Iterator[Any]:
+    """Give what each piece of all rows comes to, in their order, with a progress bar.
+
+    ``worker`` takes the number of the first row of a piece, and the piece: a list of batches.
+    """
+
+    def numbered() -> Iterator[tuple[int, list[Batch]]]:
+        n_rows = 0
+        for piece in rows.read():
+            yield n_rows, piece
+            n_rows += sum(len(batch[0]) for batch in piece)
+
+    def work(_: int, piece: tuple[int, list[Batch]]) -> tuple[int, Any]:
+        for batch in piece[1]:
+            rows.check(batch)
+        return sum(len(batch[0]) for batch in piece[1]), worker(*piece)
+
+    n_seen = 0
+    with progress_of_pass(progressbar) as progress:
+        task = progress.add_task(f"{what} of {rows.name}", total=rows.n_rows)
+        for n_rows, result in in_threads(numbered(), work, n_threads or default_threads()):
+            n_seen += n_rows
+            progress.update(task, advance=n_rows)
+            yield result
+    rows.expect(n_seen)
