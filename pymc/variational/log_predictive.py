@@ -28,6 +28,7 @@ from pymc.variational.rows_at_draws import (
     Draw,
     RowFunction,
     draws_of,
+    model_of,
     observed_rows,
     pieces_in_threads,
     row_logp,
@@ -233,7 +234,7 @@ def log_predictive(
     (10000, 1)
     """
     seed = seed_of(random_seed)
-    observed = observed_rows(approx, model, var_name)
+    observed = observed_rows(model_of(approx, model), var_name)
     own = observed.rows
     left_out = source is None or source is own._batches.blocks.source
     rows = own if left_out else OtherRows(own, source)

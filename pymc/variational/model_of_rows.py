@@ -95,7 +95,7 @@ def model_of_rows(model: Model | None, rows: Any) -> Model:
         )
     [stream] = streams
     check_streams(model, scaled=False)
-    batches = stream._reader.batches.like(rows, _only_observed(model, stream))
+    batches = stream._reader.batches.like(rows, only_observed(model, stream))
     pieces = chain.from_iterable(batches.all_rows())
     arrays = [np.concatenate(parts) for parts in zip(*pieces)]
     stream._check_indices(arrays)
@@ -165,7 +165,7 @@ def _row_dims(model: Model, variables: set[Variable]) -> set[str]:
     } - {None}
 
 
-def _only_observed(model: Model, stream: StreamingDataset) -> set[str]:
+def only_observed(model: Model, stream: StreamingDataset) -> set[str]:
     """Name the columns of a stream that nothing but observed values is computed from."""
     if stream.columns is None:
         return set()

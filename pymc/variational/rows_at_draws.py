@@ -51,15 +51,15 @@ from pymc.variational.stream_checks import check_streams
 Draw = list[np.ndarray]
 
 
-class ObservedRows(NamedTuple):
-    """An observed variable of a model, and the rows that it observes.
+class VariableOfRows(NamedTuple):
+    """A variable of a model, and the rows that it has a value for each of.
 
     Attributes
     ----------
     model : Model
         The model, without transformations: its values are those that a posterior has.
     variable : Variable
-        The observed variable.
+        The variable.
     rows : AllRows
         The rows.
     """
@@ -69,24 +69,22 @@ class ObservedRows(NamedTuple):
     rows: AllRows
 
 
-def observed_rows(approx: Any, model: Model | None, var_name: str | None) -> ObservedRows:
-    """Find what is evaluated.
-
-    Parameters
-    ----------
-    approx : Approximation or DataTree
-        What ``pm.fit`` returned, or a posterior.
-    model : Model or None
-        The model; by default that of the approximation, or of the context.
-    var_name : str or None
-        The observed variable; by default the only one that observes rows.
-    """
+def model_of(approx: Any, model: Model | None) -> Model:
+    """Return the model of an approximation, or that which is given, or that of the context."""
     if model is None and isinstance(approx, Approximation):
-        model = approx.model
-    model = cast(Model, modelcontext(model))
-    check_streams(model, scaled=False)
-    plain = remove_value_transforms(model)
-    return ObservedRows(plain, *_variable_and_rows(plain, model, var_name))
+        return approx.model
+    return cast(Model, modelcontext(model))
+
+
+def observed_rows(model: Model, var_name: str | None) -> VariableOfRows:
+    """Find the observed variable that is named, or the only one that observes rows."""
+    return _variable_of_rows(model, [rv.name for rv in model.observed_RVs], var_name)
+
+
+def predicted_rows(model: Model, var_name: str | None) -> VariableOfRows:
+    """Find the same; it may also be a deterministic, by its name."""
+    named = [] if var_name is None else [v.name for v in model.deterministics]
+    return _variable_of_rows(model, [rv.name for rv in model.observed_RVs] + named, var_name)
 
 
 def draws_of(approx: Any, model: Model, n_draws: int, seed: int) -> list[Draw]:
@@ -129,38 +127,39 @@ def spread(draws: list[Draw], n_draws: int) -> list[Draw]:
     return [draws[i] for i in picks.round().astype(int)]
 
 
-def _variable_and_rows(
-    model: Model, given: Model, var_name: str | None
-) -> tuple[Variable, AllRows]:
-    names = [rv.name for rv in given.observed_RVs]
-    behind = {
-        name: list(rows_behind([model[name], model.rvs_to_values[model[name]]]).values())
-        for name in names
-    }
-    observed = [name for name in names if behind[name]]
-    if not observed:
+def _variable_of_rows(model: Model, names: list[str], var_name: str | None) -> VariableOfRows:
+    check_streams(model, scaled=False)
+    plain = remove_value_transforms(model)
+    behind = {}
+    for name in names:
+        graphs = [plain[name], plain.rvs_to_values.get(plain[name], plain[name])]
+        if sources := list(rows_behind(graphs).values()):
+            behind[name] = sources
+    if not behind:
         raise ValueError(
             "no observed variable of the model uses a stream or pm.Minibatch: use "
             "pm.compute_log_likelihood, pm.sample_posterior_predictive, and ArviZ."
         )
-    if var_name is None and len(observed) > 1:
-        raise ValueError(f"the model observes {observed}: name one, var_name={observed[0]!r}, say.")
-    name = var_name or observed[0]
-    if name not in observed:
+    if var_name is None and len(behind) > 1:
         raise ValueError(
-            f"var_name={name!r} is none of the observed variables that use a stream or "
-            f"pm.Minibatch: {observed}."
+            f"the model observes {[*behind]}: name one, var_name={next(iter(behind))!r}, say."
+        )
+    name = var_name or next(iter(behind))
+    if name not in behind:
+        raise ValueError(
+            f"var_name={name!r} is none of the variables that use a stream or pm.Minibatch: "
+            f"{[*behind]}."
         )
     if len(behind[name]) > 1:
         raise ValueError(f"`{name}` depends on rows of more than one source.")
-    for potential in model.potentials:
+    for potential in plain.potentials:
         if rows_behind([potential]):
             raise ValueError(
                 f"the Potential `{potential.name}` uses rows: what a row adds to the log-likelihood, "
                 "and how it would be drawn again, is not known. Write it as an observed variable "
                 "(pm.CustomDist)."
             )
-    return model[name], rows_of(behind[name][0])
+    return VariableOfRows(plain, plain[name], rows_of(behind[name][0]))
 
 
 class RowFunction:
@@ -168,7 +167,7 @@ class RowFunction:
 
     Parameters
     ----------
-    observed : ObservedRows
+    of : VariableOfRows
         What it is of.
     graph : Variable
         What is computed.
@@ -176,10 +175,10 @@ class RowFunction:
         The variables in it that stand for the free variables, in their order.
     """
 
-    def __init__(self, observed: ObservedRows, graph: Variable, replaced: Sequence[Variable]):
-        places = tensors_of(observed.rows.source, [graph])
+    def __init__(self, of: VariableOfRows, graph: Variable, replaced: Sequence[Variable]):
+        places = tensors_of(of.rows.source, [graph])
         self._places = [place for place, _ in places]
-        self._size = observed.rows.batch_size
+        self._size = of.rows.batch_size
         variables = [*replaced, *(variable for _, variable in places)]
         inputs = [variable.type() for variable in variables]
         [output] = graph_replace([graph], dict(zip(variables, inputs)), strict=False)
@@ -220,35 +219,37 @@ class RowFunction:
         return self._function(*draw, *arrays, *generators)[0]
 
 
-def row_logp(observed: ObservedRows) -> RowFunction:
+def row_logp(of: VariableOfRows) -> RowFunction:
     """Compile the log-density of each row: of all that is observed in a row."""
-    model, variable = observed.model, observed.variable
+    model, variable = of.model, of.variable
     [logp] = model.logp(vars=[variable], sum=False)
     term = unscaled(model, variable, as_tensor(logp, allow_xtensor_conversion=True))
     if term.ndim > 1:
         term = term.sum(axis=tuple(range(1, term.ndim)))
-    values = [model.rvs_to_values[rv] for rv in model.free_RVs]
-    return _with_rows_first(RowFunction(observed, term, values), observed)
+    return _compiled(of, term, [model.rvs_to_values[rv] for rv in model.free_RVs])
 
 
-def row_draw(observed: ObservedRows) -> RowFunction:
+def row_draw(of: VariableOfRows) -> RowFunction:
     """Compile a draw of each row's value, given the parameters."""
-    variable = observed.variable
-    node = variable.owner
-    if isinstance(node.op, MinibatchRandomVariable):
-        variable = node.inputs[0]
-    graph = as_tensor(variable, allow_xtensor_conversion=True)
-    return _with_rows_first(RowFunction(observed, graph, observed.model.free_RVs), observed)
+    node = of.variable.owner
+    is_scaled = node is not None and isinstance(node.op, MinibatchRandomVariable)
+    return _compiled(of, node.inputs[0] if is_scaled else of.variable, of.model.free_RVs)
 
 
-def _with_rows_first(function: RowFunction, observed: ObservedRows) -> RowFunction:
-    point, n_rows = observed.model.initial_point(0), observed.rows.batch_size
-    draw = [np.asarray(point[rv.name]) for rv in observed.model.free_RVs]
-    shape = np.shape(function(draw, function.arrays(observed.rows.loaded()), 0))
+def row_observed(of: VariableOfRows) -> RowFunction:
+    """Compile each row's observed value."""
+    return _compiled(of, of.model.rvs_to_values[of.variable], of.model.free_RVs)
+
+
+def _compiled(of: VariableOfRows, graph: Variable, replaced: Sequence[Variable]) -> RowFunction:
+    function = RowFunction(of, as_tensor(graph, allow_xtensor_conversion=True), replaced)
+    point, n_rows = of.model.initial_point(0), of.rows.batch_size
+    draw = [np.asarray(point[rv.name]) for rv in of.model.free_RVs]
+    shape = np.shape(function(draw, function.arrays(of.rows.loaded()), 0))
     if shape[:1] != (n_rows,):
         raise ValueError(
-            f"`{observed.variable.name}` has values of shape {shape} for a batch of {n_rows} rows: "
-            "the rows must be the first axis."
+            f"`{of.variable.name}` has values of shape {shape} for a batch of {n_rows} rows: the "
+            "rows must be the first axis."
         )
     return function
 

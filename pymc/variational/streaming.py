@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from pymc.variational.full_data_logp import FullDataLogp
     from pymc.variational.log_predictive import LeaveOneOut, LogPredictive, log_predictive
     from pymc.variational.model_of_rows import model_of_rows
+    from pymc.variational.predict import predict
+    from pymc.variational.predictive_check import predictive_check
 
 __all__ = [
     "FitConvergenceWarning",
@@ -80,6 +82,8 @@ __all__ = [
     "order_report",
     "parquet_source",
     "pre_shuffle",
+    "predict",
+    "predictive_check",
     "shuffle_buffer",
 ]
 
@@ -96,6 +100,8 @@ _LAZY = {
     "model_of_rows": "pymc.variational.model_of_rows",
     "order_report": "pymc.streams.order.report",
     "pre_shuffle": "pymc.streams.shuffle.disk",
+    "predict": "pymc.variational.predict",
+    "predictive_check": "pymc.variational.predictive_check",
 }
 
 
