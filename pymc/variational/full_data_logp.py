@@ -70,7 +70,7 @@ class FullDataLogp:
     """The log-density of a model over all rows, with gradient and Hessian.
 
     What :meth:`pymc.Model.logp` is for data in memory: prior and Jacobian terms count once, and
-    each row's log-likelihood once, without ``total_size``. A call reads all rows of the model's
+    each row's log-likelihood once, without the ``total_size`` of minibatches. A call reads all rows of the model's
     streams once, a *pass*: in the order of their source, past any shuffle, and batch by batch, in
     threads. The sums are compensated, and the same to the last bit whatever the number of threads.
 
@@ -483,12 +483,11 @@ def _terms_by_rows(
     by_source: dict[Any, dict[Variable, Variable]] = {}
     for variable, logp in zip(variables, model.logp(variables, jacobian=jacobian, sum=False)):
         term = as_tensor(logp, allow_xtensor_conversion=True).sum()
-        node = variable.owner
-        if node is not None and isinstance(node.op, MinibatchRandomVariable):
+        node, behind = variable.owner, rows_behind([term])
+        if behind and node is not None and isinstance(node.op, MinibatchRandomVariable):
             # Each row counts once.
             shape = model.rvs_to_values[variable].shape
             term = term / get_scaling(node.inputs[1:], shape).astype(term.dtype)
-        behind = rows_behind([term])
         if len(behind) > 1 or (behind and variable in model.free_RVs):
             raise ValueError(
                 f"`{variable.name}` depends on rows of more than one source, or is a parameter that "

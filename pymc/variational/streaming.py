@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from pymc.variational.fit_report import FitReport, fit_report
     from pymc.variational.full_data_logp import FullDataLogp
     from pymc.variational.model_of_rows import model_of_rows
+    from pymc.variational.subsample import SubsampleReport, subsample_model, subsample_report
 
 __all__ = [
     "FitConvergenceWarning",
@@ -71,12 +72,15 @@ __all__ = [
     "OrderReport",
     "StreamOrderWarning",
     "StreamingDataset",
+    "SubsampleReport",
     "fit_report",
     "model_of_rows",
     "order_report",
     "parquet_source",
     "pre_shuffle",
     "shuffle_buffer",
+    "subsample_model",
+    "subsample_report",
 ]
 
 # Imported when they are asked for.
@@ -85,10 +89,13 @@ _LAZY = {
     "FitReport": "pymc.variational.fit_report",
     "FullDataLogp": "pymc.variational.full_data_logp",
     "OrderReport": "pymc.streams.order.report",
+    "SubsampleReport": "pymc.variational.subsample",
     "fit_report": "pymc.variational.fit_report",
     "model_of_rows": "pymc.variational.model_of_rows",
     "order_report": "pymc.streams.order.report",
     "pre_shuffle": "pymc.streams.shuffle.disk",
+    "subsample_model": "pymc.variational.subsample",
+    "subsample_report": "pymc.variational.subsample",
 }
 
 
