@@ -161,6 +161,11 @@ class SampledRows(AllRows):
 
     Each row gets a random key, and those with the smallest keys are the sample: however many rows
     there are, and whichever thread reads them.
+
+    Attributes
+    ----------
+    arrays : list of ndarray
+        The sample.
     """
 
     def __init__(self, rows: AllRows, n_rows: int, seed: tuple[int, int], n_threads: int):
@@ -188,6 +193,7 @@ class SampledRows(AllRows):
                 n_held, limit = n_rows, held[0][0][-1]
         rows.expect(n_seen)
         _, sample = _smallest(held, n_rows)
+        self.arrays = sample
         dtypes = [values.dtype for values in sample]
         batches = Batches(
             tuple(sample),
@@ -197,6 +203,7 @@ class SampledRows(AllRows):
             cycle=True,
         )
         super().__init__(rows.name, batches)
+        self.source = rows.source
         self.weight = rows.weight * n_seen / len(sample[0])
         self._pieces = list(batches.all_rows())
 

@@ -13,6 +13,8 @@
 #   limitations under the License.
 """The log-density over all rows, estimated from a sample of them that is corrected around a point."""
 
+from typing import Any
+
 import numpy as np
 
 from pymc.streams.position import Seed
@@ -34,6 +36,8 @@ class ControlVariates:
         Rows of each stream in the sample.
     random_seed : int, Generator or SeedSequence, optional
         Where they are drawn from.
+    hessian : bool, default True
+        Whether the Hessian is corrected too, for which ``values`` has one.
 
     Attributes
     ----------
@@ -42,7 +46,8 @@ class ControlVariates:
     sample : FullDataLogp
         The log-density over the sample, each row of which counts N / n times.
     correction : tuple
-        Value, gradient and Hessian at the point: those over all rows less those over the sample.
+        Value, gradient and, unless it was left out, Hessian at the point: those over all rows less
+        those over the sample.
 
     Notes
     -----
@@ -70,15 +75,17 @@ class ControlVariates:
         full: FullDataLogp,
         at: np.ndarray,
         *,
-        values: tuple[float, np.ndarray, np.ndarray] | None = None,
+        values: tuple[Any, ...] | None = None,
         n_rows: int = 20_000,
         random_seed: Seed = None,
+        hessian: bool = True,
     ):
         self.at = np.asarray(at, dtype="float64")
         self.sample = full.sample(n_rows, random_seed)
-        values = full.d2logp(self.at) if values is None else values
-        value, gradient, hessian = self.sample.d2logp(self.at)
-        self.correction = (values[0] - value, values[1] - gradient, values[2] - hessian)
+        in_sample = self.sample.d2logp(self.at) if hessian else self.sample.dlogp(self.at)
+        if values is None:
+            values = full.d2logp(self.at) if hessian else full.dlogp(self.at)
+        self.correction = tuple(v - s for v, s in zip(values, in_sample))
 
     def logp(self, q: np.ndarray) -> np.ndarray:
         """Estimate the log-density at K points.
@@ -92,9 +99,10 @@ class ControlVariates:
         -------
         ndarray of shape (K,)
         """
-        value, gradient, hessian = self.correction
+        value, gradient, *hessian = self.correction
         u = q - self.at
-        return self.sample.logp(q) + value + u @ gradient + ((u @ hessian) * u).sum(axis=1) / 2
+        logp = self.sample.logp(q) + value + u @ gradient
+        return logp + sum(((u @ h) * u).sum(axis=1) / 2 for h in hessian)
 
 
 def pareto_k(log_ratios: np.ndarray) -> float:

@@ -71,7 +71,7 @@ class FullDataLogp:
     """The log-density of a model over all rows, with gradient and Hessian.
 
     What :meth:`pymc.Model.logp` is for data in memory: prior and Jacobian terms count once, and
-    each row's log-likelihood once, without ``total_size``. A call reads all rows of the model's
+    each row's log-likelihood once, without the ``total_size`` of minibatches. A call reads all rows of the model's
     streams once, a *pass*: in the order of their source, past any shuffle, and batch by batch, in
     threads. The sums are compensated, and the same to the last bit whatever the number of threads.
 
@@ -471,8 +471,10 @@ def _terms_by_rows(
     sources: dict[Any, StreamingDataset | Apply] = {}
     by_source: dict[Any, dict[Variable, Variable]] = {}
     for variable, logp in zip(variables, model.logp(variables, jacobian=jacobian, sum=False)):
-        term = unscaled(model, variable, as_tensor(logp, allow_xtensor_conversion=True).sum())
+        term = as_tensor(logp, allow_xtensor_conversion=True).sum()
         behind = rows_behind([term])
+        if behind:
+            term = unscaled(model, variable, term)
         if len(behind) > 1 or (behind and variable in model.free_RVs):
             raise ValueError(
                 f"`{variable.name}` depends on rows of more than one source, or is a parameter that "

@@ -573,7 +573,7 @@ def say_pareto_k(mode: Mode, rng: np.random.Generator) -> tuple[np.ndarray, np.n
         f"the posterior is not close to normal (Pareto k {k:.2f}, above {GOOD_K}): means and sds of "
         "a normal approximation may be far from its own. Put scales outside of what they scale (a "
         "non-centered parametrization), give parameters that the data do not determine a prior that "
-        "does, or use pm.sample on a random subset of the rows.",
+        "does, or run pm.sample on what subsample_model(model) returns.",
         FitConvergenceWarning,
         stacklevel=3,
     )

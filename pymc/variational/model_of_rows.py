@@ -130,7 +130,8 @@ def with_arrays(model: Model, arrays: list[tuple[StreamingDataset | Apply, Batch
         variables = tensors_of(source, _graphs(model))
         for place, variable in variables:
             values = batch[place]
-            name = variable.name if variable.name not in model.named_vars else f"{variable.name}_"
+            name = variable.name or f"minibatch.{place}"
+            name = f"{name}_" if name in model.named_vars else name
             data = pytensor.shared(values, name, shape=(None, *values.shape[1:]), borrow=True)
             replacements[memo[variable]] = model_named(data, name)
         for dim in _row_dims(model, {variable for _, variable in variables}):
@@ -145,6 +146,9 @@ def with_arrays(model: Model, arrays: list[tuple[StreamingDataset | Apply, Batch
     fgraph = FunctionGraph(outputs=outputs, clone=False)
     fgraph._coords, fgraph._dim_lengths = coords, lengths  # type: ignore[attr-defined]
     of_rows = model_from_fgraph(fgraph, mutate_fgraph=True)
+    order = list(model.named_vars)
+    for variables in (of_rows.free_RVs, of_rows.observed_RVs, of_rows.deterministics):
+        variables.sort(key=lambda variable: order.index(variable.name))
     for name, value in initial_values.items():
         of_rows.set_initval(of_rows[name], value)
     return of_rows

@@ -47,8 +47,9 @@ def refuse_streams(model: Any, what: str, variables: Sequence[Variable] | None =
             raise ValueError(
                 f"{what} on a model whose `{variable.name}` uses the stream {stream.name!r}: it "
                 f"would take the {stream.batch_size} rows that happen to be in the buffer for all "
-                "the data. Use pm.fit (method='laplace', say), pm.find_MAP, or a model of data "
-                "in memory: of a random subset of the rows, say."
+                "the data. Use pm.fit (method='laplace', say), pm.find_MAP, or the model that "
+                "pymc.variational.streaming.subsample_model(model) returns: it stands for all rows, "
+                "and samplers take it."
             )
 
 
@@ -90,7 +91,7 @@ def refuse_constants(variables: Iterable[Variable]) -> None:
         raise ValueError(
             f"this model uses the stream {stream.name!r}, and JAX would take the "
             f"{stream.batch_size} rows that happen to be in the buffer for all the data. Use "
-            "pm.fit, or a model of data in memory: of a random subset of the rows, say."
+            "pm.fit, or the model that pymc.variational.streaming.subsample_model(model) returns."
         )
 
 

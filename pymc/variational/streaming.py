@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from pymc.variational.model_of_rows import model_of_rows
     from pymc.variational.predict import predict
     from pymc.variational.predictive_check import predictive_check
+    from pymc.variational.subsample import SubsampleReport, subsample_model, subsample_report
 
 __all__ = [
     "FitConvergenceWarning",
@@ -76,6 +77,7 @@ __all__ = [
     "OrderReport",
     "StreamOrderWarning",
     "StreamingDataset",
+    "SubsampleReport",
     "fit_report",
     "log_predictive",
     "model_of_rows",
@@ -85,6 +87,8 @@ __all__ = [
     "predict",
     "predictive_check",
     "shuffle_buffer",
+    "subsample_model",
+    "subsample_report",
 ]
 
 # Imported when they are asked for.
@@ -95,6 +99,7 @@ _LAZY = {
     "LeaveOneOut": "pymc.variational.log_predictive",
     "LogPredictive": "pymc.variational.log_predictive",
     "OrderReport": "pymc.streams.order.report",
+    "SubsampleReport": "pymc.variational.subsample",
     "fit_report": "pymc.variational.fit_report",
     "log_predictive": "pymc.variational.log_predictive",
     "model_of_rows": "pymc.variational.model_of_rows",
@@ -102,6 +107,8 @@ _LAZY = {
     "pre_shuffle": "pymc.streams.shuffle.disk",
     "predict": "pymc.variational.predict",
     "predictive_check": "pymc.variational.predictive_check",
+    "subsample_model": "pymc.variational.subsample",
+    "subsample_report": "pymc.variational.subsample",
 }
 
 
