@@ -23,8 +23,19 @@ from pytensor.tensor.shape import Shape, Shape_i
 
 from pymc.variational.streaming import StreamingDataset
 
+MODEL_IN_MEMORY = (
+    "pm.fit (method='laplace', say), pm.find_MAP, or the model that "
+    "pymc.variational.streaming.subsample_model(model) returns: it stands for all rows, and samplers "
+    "take it."
+)
 
-def refuse_streams(model: Any, what: str, variables: Sequence[Variable] | None = None) -> None:
+
+def refuse_streams(
+    model: Any,
+    what: str,
+    variables: Sequence[Variable] | None = None,
+    instead: str = MODEL_IN_MEMORY,
+) -> None:
     """Refuse to run ``what`` on a model that observes a stream: it would see one batch only.
 
     Parameters
@@ -35,6 +46,8 @@ def refuse_streams(model: Any, what: str, variables: Sequence[Variable] | None =
         The function that was called.
     variables : sequence of Variable, optional
         The observed variables and potentials that it uses. All by default.
+    instead : str, optional
+        What to use.
 
     Raises
     ------
@@ -47,10 +60,20 @@ def refuse_streams(model: Any, what: str, variables: Sequence[Variable] | None =
             raise ValueError(
                 f"{what} on a model whose `{variable.name}` uses the stream {stream.name!r}: it "
                 f"would take the {stream.batch_size} rows that happen to be in the buffer for all "
-                "the data. Use pm.fit (method='laplace', say), pm.find_MAP, or the model that "
-                "pymc.variational.streaming.subsample_model(model) returns: it stands for all rows, "
-                "and samplers take it."
+                f"the data. Use {instead}"
             )
+
+
+def refuse_log_likelihood(model: Any, variables: Sequence[Variable]) -> None:
+    """Refuse the log-likelihood of one batch, of which LOO would be that of all rows."""
+    refuse_streams(
+        model,
+        "pm.compute_log_likelihood",
+        variables,
+        "pymc.variational.streaming.log_predictive(approx), which gives WAIC and PSIS-LOO over all "
+        "rows, and log_predictive(approx, source), which gives the log predictive density of held-out "
+        "rows; approx may be a posterior too, with model=.",
+    )
 
 
 def refuse_predictions(variables: Iterable[Variable], in_trace: set[Variable]) -> None:
@@ -73,9 +96,10 @@ def refuse_predictions(variables: Iterable[Variable], in_trace: set[Variable]) -
             raise ValueError(
                 f"pm.sample_posterior_predictive of `{variable.name}`, which depends on the stream "
                 f"{stream.name!r}: it would predict the {stream.batch_size} rows that happen to be "
-                "in the buffer. Build the model again on the rows to predict, as arrays in memory, "
-                "and call it there with this trace; or pass var_names that do not depend on the "
-                "stream."
+                "in the buffer. Of pymc.variational.streaming, model_of_rows(model, rows) is the model "
+                "of the rows to predict, to call it on with this trace; predict(approx, source, file) "
+                "writes predictions for a source of any size; predictive_check(approx) compares all "
+                "rows with replicated data. Or pass var_names that do not depend on the stream."
             )
 
 
