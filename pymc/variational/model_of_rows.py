@@ -185,7 +185,9 @@ def only_observed(model: Model, stream: StreamingDataset) -> set[str]:
             if not isinstance(node.op, Subtensor):
                 return set()
             # Where each column holds its own number, so does what is selected from it.
-            selected = node.clone_with_new_inputs([constant(numbers * 1.0), *node.inputs[1:]])
+            selected = node.clone_with_new_inputs(
+                [constant(numbers.astype(stream._buffers[0].dtype)), *node.inputs[1:]]
+            )
             read.update(selected.outputs[0].eval(mode="FAST_COMPILE").astype(int).flat)
     return {name for j, name in enumerate(stream.columns) if j not in read}
 

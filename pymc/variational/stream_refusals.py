@@ -14,6 +14,8 @@
 
 """What is refused on a model with streams: it would take one batch for all the data."""
 
+import warnings
+
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import ancestors, walk
 from pytensor.tensor.shape import Shape, Shape_i
 
+from pymc.data import MinibatchOp
+from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
 from pymc.variational.streaming import StreamingDataset
 
 MODEL_IN_MEMORY = (
@@ -64,16 +68,47 @@ def refuse_streams(
             )
 
 
-def refuse_log_likelihood(model: Any, variables: Sequence[Variable]) -> None:
-    """Refuse the log-likelihood of one batch, of which LOO would be that of all rows."""
-    refuse_streams(
-        model,
-        "pm.compute_log_likelihood",
-        variables,
-        "pymc.variational.streaming.log_predictive(approx), which gives WAIC and PSIS-LOO over all "
-        "rows, and log_predictive(approx, source), which gives the log predictive density of held-out "
-        "rows; approx may be a posterior too, with model=.",
+def check_log_likelihood(model: Any, variables: Sequence[Variable]) -> None:
+    """Refuse the log-likelihood of one batch, and tell of one that is not that of single rows.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    variables : sequence of Variable
+        Its observed variables.
+
+    Raises
+    ------
+    ValueError
+        If one of them uses a stream.
+
+    Warns
+    -----
+    UserWarning
+        If ``total_size`` scales rows in memory: of a sample that stands for all rows, say.
+    """
+    instead = (
+        "pymc.variational.streaming.log_predictive(approx): WAIC and PSIS-LOO over all rows, or "
+        "log_predictive(approx, source): the log predictive density of held-out rows. approx may be "
+        "a posterior, too, with model= the model that observes the stream."
     )
+    refuse_streams(model, "pm.compute_log_likelihood", variables, instead)
+    for variable in variables:
+        node = variable.owner
+        if node is None or not isinstance(node.op, MinibatchRandomVariable):
+            continue
+        scale = get_scaling(node.inputs[1:], model.rvs_to_values[variable].shape)
+        minibatch = any(
+            v.owner is not None and isinstance(v.owner.op, MinibatchOp)
+            for v in ancestors([variable, model.rvs_to_values[variable]])
+        )
+        if not minibatch and (times := float(scale.eval(mode="FAST_COMPILE"))) != 1:
+            warnings.warn(
+                f"the log-likelihood of each row of `{variable.name}` counts {times:.6g} times, by its "
+                f"total_size: LOO of it is not that of these rows. Use {instead}",
+                stacklevel=4,
+            )
 
 
 def refuse_predictions(variables: Iterable[Variable], in_trace: set[Variable]) -> None:

@@ -13,6 +13,7 @@
 #   limitations under the License.
 
 import contextlib
+import warnings
 
 import numpy as np
 import pytensor
@@ -103,6 +104,18 @@ def test_log_likelihood_of_one_batch_is_refused(fitted):
     alone = pm.compute_log_likelihood(trace, var_names=["in_memory"], **kwargs)
     assert alone["in_memory"].shape == (1, 5, 2)
     assert pm.compute_log_prior(trace, **kwargs)["b"].shape == (1, 5)
+
+
+@pytest.mark.parametrize("total_size", [None, 3, 30])
+def test_log_likelihood_of_rows_that_count_several_times(total_size):
+    with pm.Model():
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu, 1, observed=pm.Data("rows", np.zeros(3)), total_size=total_size)
+        trace = pm.sample_prior_predictive(2)
+        posterior = {"posterior": trace.prior}
+        told = pytest.warns(UserWarning, match=r"row of `y` counts 10 times.*log_predictive")
+        with told if total_size == 30 else warnings.catch_warnings(action="error"):
+            pm.compute_log_likelihood(posterior, extend_inferencedata=False, progressbar=False)
 
 
 def test_predictions_of_one_batch_are_refused(fitted):
