@@ -146,6 +146,8 @@ class OtherRows(AllRows):
     """
 
     def __init__(self, own: AllRows, source: Any, optional: Collection[str] = ()):
+        if isinstance(source, StreamingDataset):
+            raise TypeError("the source is a StreamingDataset: pass what it streams.")
         super().__init__("the source", own._batches.like(source, optional))
         self._own, self.source = own, own.source
 

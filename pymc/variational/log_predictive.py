@@ -149,9 +149,9 @@ def log_predictive(
 ) -> LogPredictive:
     r"""Evaluate the log predictive density of each row of a source, in one pass.
 
-    Of rows that the model was not fitted to, the sum over rows i and draws s of
+    Of rows i that the model was not fitted to, with draws s of its parameters,
 
-    .. math:: \log \frac{1}{S} \sum_s p(y_i \mid \theta_s).
+    .. math:: \sum_i \log \frac{1}{S} \sum_s p(y_i \mid \theta_s).
 
     Of the rows that it was fitted to (no ``source``, or that of the model's stream), the same as if
     each row were left out of the fit: WAIC [1]_ of all rows, and PSIS-LOO [1]_ by the difference
@@ -176,8 +176,8 @@ def log_predictive(
         Rows in the sample for PSIS-LOO, which is at 1000 draws where there are so many: 4000 rows
         take a second.
     pointwise : bool, default False
-        Whether to keep what each row adds: 8 bytes a row. Two fits are compared by the difference
-        of these, row by row.
+        Whether to keep what each row adds: 8 bytes a row. The difference between two fits has the
+        standard error of the sum of the differences of these.
     random_seed : int, Generator or SeedSequence, optional
         For the draws and the sample of rows.
     progressbar : bool, default True
@@ -236,13 +236,16 @@ def log_predictive(
     seed = seed_of(random_seed)
     observed = observed_rows(model_of(approx, model), var_name)
     own = observed.rows
-    left_out = source is None or source is own._batches.blocks.source
+    left_out = any(source is its for its in (None, own.source, own._batches.blocks.source))
     rows = own if left_out else OtherRows(own, source)
     n_all = max(n_draws, LOO_DRAWS) if left_out else n_draws
     all_draws = draws_of(approx, observed.model, n_all, seed)
     draws, function = spread(all_draws, n_draws), row_logp(observed)
-    if left_out and len(draws) < FEWEST_DRAWS:
-        raise ValueError(f"{len(draws)} draws; WAIC and PSIS-LOO need {FEWEST_DRAWS} or more.")
+    if left_out and (len(draws) < FEWEST_DRAWS or n_loo_rows < 2):
+        raise ValueError(
+            f"{len(draws)} draws and n_loo_rows={n_loo_rows}; WAIC and PSIS-LOO need {FEWEST_DRAWS} "
+            "draws and 2 rows, or more."
+        )
     sampled = _sampled(rows, n_loo_rows, seed) if left_out else np.empty(0, int)
     sums = _Sums(left_out, pointwise)
     for found in pieces_in_threads(
@@ -333,7 +336,7 @@ def _leave_one_out(
     pareto_k = np.where(np.ptp(logp, axis=0) < 1e-6, -np.inf, pareto_k)
     loo = np.logaddexp.reduce(log_weights.T + logp)
     waic = np.logaddexp.reduce(logp) - np.log(n_draws) - logp.var(axis=0, ddof=1)
-    difference = loo - waic
+    difference = loo - waic  # at the same draws, so that chance in them does not count
     elpd = float(sums.total + n_rows * difference.mean())
     # Nothing is left to chance where all rows are in the sample.
     subsampling = (n_rows - n_sampled) * n_rows * np.var(difference, ddof=1) / n_sampled
@@ -372,7 +375,10 @@ def _warn_of_rows(result: LeaveOneOut) -> None:
 def _log_densities(function: RowFunction, draws: list[Draw], batch: Batch) -> np.ndarray:
     """Evaluate each row of a batch at each draw."""
     arrays, n_rows = function.arrays(batch), len(batch[0])
-    return np.array([function(draw, arrays)[:n_rows] for draw in draws], dtype="float64")
+    logp = np.empty((len(draws), n_rows))
+    for i, draw in enumerate(draws):
+        logp[i] = function(draw, arrays)[:n_rows]
+    return logp
 
 
 class _Terms:

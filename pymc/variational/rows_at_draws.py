@@ -47,6 +47,7 @@ from pymc.variational.full_data_logp import (
 from pymc.variational.minibatch_rv import MinibatchRandomVariable
 from pymc.variational.opvi import Approximation
 from pymc.variational.stream_checks import check_streams
+from pymc.variational.stream_step import beside_threads
 
 Draw = list[np.ndarray]
 
@@ -187,15 +188,12 @@ class RowFunction:
         if generators:
             [output] = graph_replace([output], dict(zip(generators, fresh)))
         self._n_generators = len(fresh)
-        kwargs = resolve_backend_compile_kwargs(None, None)
-        from pymc.variational.stream_step import beside_threads
-
         function = compile(
             [*inputs, *(In(generator, mutable=True) for generator in fresh)],
             [output],
             trust_input=True,
             on_unused_input="ignore",
-            **beside_threads(kwargs),
+            **beside_threads(resolve_backend_compile_kwargs(None, None)),
         )
         self._function = for_threads(function)
 

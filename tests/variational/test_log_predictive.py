@@ -233,7 +233,7 @@ def with_potential():
     [
         (streamed, {}, r"\['y', 'count'\].*var_name='y'"),
         (streamed, {"var_name": "x"}, "var_name='x' is none of .*'y', 'count'"),
-        (streamed, {"var_name": "y", "n_draws": 10}, "10 draws.* 25 or more"),
+        (streamed, {"var_name": "y", "n_draws": 10}, "10 draws.* need 25 draws"),
         (with_potential, {}, "`penalty` uses rows"),
         (lambda: of_one_variable(np.zeros(100)), {}, "pm.compute_log_likelihood"),
     ],
@@ -247,6 +247,9 @@ def test_what_cannot_be_evaluated(model, kwargs, message):
 def test_a_source_that_was_read():
     with pytest.raises(ValueError, match="no rows"):
         log_predictive(POSTERIOR, iter([]), model=streamed(), var_name="y", **QUIET)
+    with pytest.raises(TypeError, match="is a StreamingDataset"):
+        ds = StreamingDataset(FEW, batch_size=10)
+        log_predictive(POSTERIOR, ds, model=streamed(), var_name="y", **QUIET)
     with pytest.raises(TypeError, match="Got dict"):
         log_predictive({}, model=streamed(), var_name="y", **QUIET)
     with pytest.raises(ValueError, match=r"no draws of \['noise'\]"):
