@@ -18,7 +18,7 @@ import importlib.util
 
 from pathlib import Path
 
-from examples.order_book.runs import EXACT, HOW, compare, measure_memory
+from examples.order_book.runs import EXACT, HOW, SAMPLERS, compare, measure_memory
 
 DESCRIPTION = """\
 From raw order-book events to a posterior, from memory and streamed from disk.
@@ -60,7 +60,9 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
     text = "learning rate of the fits (default: %(default)s)"
     parser.add_argument("--rate", choices=("falling", "constant"), default="falling", help=text)
-    parser.add_argument("--how", choices=(EXACT, *HOW), help="the only fit to do, in this process")
+    parser.add_argument(
+        "--how", choices=(EXACT, *HOW, *SAMPLERS), help="the only fit to do, in this process"
+    )
     text = "use only the first files of the table"
     parser.add_argument("--table-files", type=int, metavar="N", help=text)
     parser.add_argument("--result", type=Path, help="JSON file for the result of --how")

@@ -26,7 +26,7 @@ import pytensor
 import pymc as pm
 
 from examples.order_book.output import progress_bar
-from examples.order_book.runs import EXACT, Fit
+from examples.order_book.runs import EXACT, SAMPLERS, Fit
 
 COLUMNS = ["mid", "spread", "imbalance", "up"]
 CONSTANT_RATE = 0.01
@@ -127,8 +127,9 @@ def fit(
     ----------
     folder : Path
         The fit reads ``folder/table``, or ``folder/shuffled``.
-    how : {"exact", "in-RAM", "bounded-buffer", "row-groups", "pre-shuffled"}
-        The exact posterior from passes over the table; or ADVI, with minibatches that are drawn
+    how : {"exact", "pathfinder", "nuts", "in-RAM", "bounded-buffer", "row-groups", "pre-shuffled"}
+        The exact posterior from passes over the table; draws from it by Pathfinder, or by NUTS on a
+        random sample of the rows that is corrected by passes over all; or ADVI, with minibatches that are drawn
         from arrays in memory, or streamed from Parquet: through a shuffle buffer in file order,
         through one with row groups in random order, or from the table that was shuffled on disk.
     fit_seed : int
@@ -152,7 +153,7 @@ def fit(
     options = {"init": "mode"}
     if rate == "constant":
         options = {"obj_optimizer": pm.adam(learning_rate=CONSTANT_RATE)}
-    with pm.Model():
+    with pm.Model() as model:
         if how != "in-RAM":
             ds = open_stream(
                 folder,
@@ -175,10 +176,12 @@ def fit(
         started = time.perf_counter()
         if how == EXACT:
             approx = pm.fit(method="laplace", random_seed=fit_seed)
-        else:
+        elif how not in SAMPLERS:
             approx = pm.fit(
                 steps, method="advi", callbacks=[clock], random_seed=fit_seed, **options
             )
+    if how in SAMPLERS:
+        return sample(model, how, fit_seed, rate, n_rows)
     exact = how == EXACT
     covariance = approx.cov.eval()
     return Fit(
@@ -192,4 +195,33 @@ def fit(
         seconds=time.perf_counter() - started if exact else clock.seconds,
         peak_mb=peak_memory_mb(),
         mean_field_sd=(np.diag(np.linalg.inv(covariance)) ** -0.5).tolist() if exact else None,
+    )
+
+
+def sample(model: pm.Model, how: str, seed: int, rate: str, n_rows: int) -> Fit:
+    """Draw from the posterior of all rows."""
+    from pymc.variational.streaming import subsample_model, subsample_report
+
+    started, error = time.perf_counter(), None
+    if how == "pathfinder":
+        with model:
+            trace = pm.fit(method="pathfinder", random_seed=seed).sample(1000, random_seed=seed)
+    else:
+        small = subsample_model(model, random_seed=seed)
+        with small:
+            trace = pm.sample(1000, tune=1000, chains=2, cores=2, random_seed=seed)
+        error = subsample_report(trace, small, model, random_seed=seed).error
+    draws = trace["posterior"]["b"].values.reshape(-1, 4)
+    return Fit(
+        how=how,
+        rate=rate,
+        seed=seed,
+        n_rows=n_rows,
+        steps=len(draws),
+        mean=draws.mean(axis=0).tolist(),
+        sd=draws.std(axis=0).tolist(),
+        seconds=time.perf_counter() - started,
+        peak_mb=peak_memory_mb(),
+        draws=draws.T.tolist(),
+        error=error,
     )

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from examples.order_book.output import console
-from examples.order_book.runs import EXACT, Fit
+from examples.order_book.runs import EXACT, SAMPLERS, Fit
 
 COEFFICIENTS = ("intercept", "mid", "spread", "imbalance")
 # Far apart for every kind of colour vision.
@@ -34,6 +34,8 @@ COLOURS = {
     "bounded-buffer": "#000000",
     "row-groups": "#E69F00",
     "pre-shuffled": "#D55E00",
+    "pathfinder": "#CC79A7",
+    "nuts": "#F0E442",
 }
 
 
@@ -52,7 +54,7 @@ def print_tables(fits: dict[str, Fit]) -> None:
     table = Table(
         title=f"Posterior of {exact.n_rows:,} rows, sorted by time",
         caption="Of each fit: distance of its mean from the exact one, in posterior sds, and its sd "
-        "as a ratio to the one that mean-field ADVI converges to",
+        "as a ratio to the one that mean-field ADVI converges to; of draws, to the exact one",
     )
     table.add_column("coefficient")
     names = [name for name in fits if name != EXACT]
@@ -72,8 +74,10 @@ def print_tables(fits: dict[str, Fit]) -> None:
         distance, ratio = distances(fits[name], exact)
         console.print(
             f"{name}: means within {np.abs(distance).max():.2f} posterior sds, "
-            f"sds {ratio.min():.2f} to {ratio.max():.2f} of mean-field's own"
+            f"sds {ratio.min():.2f} to {ratio.max():.2f} of "
+            + ("the exact ones" if name in SAMPLERS else "mean-field's own")
         )
+    console.print(f"NUTS: the log-density that it sampled is off by {fits['nuts'].error:.1g} nats")
     table = Table(title="What it took")
     table.add_column("fit")
     for name in ("seed", "steps", "seconds", "peak memory (MB)"):
@@ -85,10 +89,13 @@ def print_tables(fits: dict[str, Fit]) -> None:
 
 
 def distances(one: Fit, exact: Fit) -> tuple[np.ndarray, np.ndarray]:
-    """Return distances of means from the exact ones, in sds, and ratios of sds to mean-field's."""
+    """Return distances of means from the exact ones, in sds, and ratios of sds.
+
+    Those of ADVI to mean-field's own, those of draws to the exact ones.
+    """
     return (
         np.subtract(one.mean, exact.mean) / exact.sd,
-        np.divide(one.sd, exact.mean_field_sd),
+        np.divide(one.sd, exact.sd if one.how in SAMPLERS else exact.mean_field_sd),
     )
 
 
@@ -113,6 +120,36 @@ def draw_posterior(fits: dict[str, Fit], path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(fits), frameon=False)
     figure.suptitle("Posterior mean and sd (bar: one sd to each side)")
     figure.savefig(path, dpi=150)
+
+
+def draw_methods(fits: dict[str, Fit], path: Path) -> None:
+    """Draw the posterior of one coefficient by each method, over the exact one."""
+    exact, j = fits[EXACT], COEFFICIENTS.index("mid")
+    x = np.linspace(-4, 4, 400)
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    shown = {
+        "pm.fit(method='advi')": fits["pre-shuffled"],
+        "pm.fit(method='pathfinder')": fits["pathfinder"],
+        "subsample_model, pm.sample()": fits["nuts"],
+    }
+    for (label, one), axes in zip(shown.items(), figure.subplots(1, len(shown), sharey=True)):
+        axes.fill_between(x, _normal(x), color=COLOURS[EXACT], alpha=0.3, lw=0, label="exact")
+        if one.draws is None:
+            z = (exact.mean[j] + x * exact.sd[j] - one.mean[j]) / one.sd[j]
+            axes.plot(x, _normal(z) * exact.sd[j] / one.sd[j], color=COLOURS["in-RAM"])
+        else:
+            z = (np.array(one.draws[j]) - exact.mean[j]) / exact.sd[j]
+            axes.hist(
+                z, bins=40, range=(-4, 4), density=True, histtype="step", color=COLOURS["in-RAM"]
+            )
+        axes.set(title=label, yticks=[], xlabel="sds from the exact mean")
+        axes.title.set_size("medium")
+    figure.suptitle(f"Coefficient of mid, {exact.n_rows:,} rows (filled: exact)", fontsize="medium")
+    figure.savefig(path, dpi=150)
+
+
+def _normal(z: np.ndarray) -> np.ndarray:
+    return np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
 
 
 def draw_memory(fits: list[Fit], path: Path) -> None:
@@ -151,8 +188,9 @@ def report(folder: Path) -> None:
     """Print the tables, save the pictures and say where they are."""
     fits = read_fits(folder)
     print_tables(fits)
-    pictures = folder / "posterior.png", folder / "memory.png"
+    pictures = folder / "posterior.png", folder / "memory.png", folder / "methods.png"
     draw_posterior(fits, pictures[0])
+    draw_methods(fits, pictures[2])
     short = [Fit.read(path) for path in (folder / "memory").glob("*.json")]
     if not short:
         raise FileNotFoundError(f"nothing in {folder / 'memory'}: run the stage `memory` first")

@@ -29,6 +29,8 @@ MEMORY_STEPS = 300
 STREAMS = ("bounded-buffer", "row-groups", "pre-shuffled")
 HOW = ("in-RAM", *STREAMS)
 EXACT = "exact"
+# Draws from a posterior of any shape, correlations and all.
+SAMPLERS = ("pathfinder", "nuts")
 
 
 @dataclass
@@ -36,7 +38,8 @@ class Fit:
     """Result of one fit: the posterior, and what it took.
 
     The exact one has the sds to which mean-field ADVI converges as well: with all other coefficients
-    held fixed. Its steps are passes over all rows.
+    held fixed. Its steps are passes over all rows; those of samplers, draws. `error` is that of the
+    log-density that was sampled from, in nats.
     """
 
     how: str
@@ -49,6 +52,8 @@ class Fit:
     seconds: float
     peak_mb: float
     mean_field_sd: list[float] | None = None
+    draws: list[list[float]] | None = None
+    error: float | None = None
 
     @property
     def steps_per_second(self) -> float:
@@ -91,9 +96,9 @@ def run_fit(result: Path, *, quiet: bool = False, **options: object) -> Fit:
 
 
 def compare(folder: Path, seed: int, **options: object) -> None:
-    """Find the exact posterior, and fit from memory, twice, and streamed in three ways."""
+    """Find the exact posterior, sample it, and fit from memory, twice, and streamed in three ways."""
     fits = [(EXACT, EXACT, seed), ("in-RAM", "in-RAM", seed), ("in-RAM-again", "in-RAM", seed + 1)]
-    for name, how, fit_seed in (*fits, *((how, how, seed) for how in STREAMS)):
+    for name, how, fit_seed in (*fits, *((how, how, seed) for how in (*STREAMS, *SAMPLERS))):
         console.print(f"Fit: {how}, seed {fit_seed}")
         result = folder / "fits" / f"{name}.json"
         run_fit(result, folder=folder, how=how, fit_seed=fit_seed, **options)

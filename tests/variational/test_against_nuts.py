@@ -22,14 +22,15 @@ import pytest
 import pymc as pm
 
 from pymc.variational.fit_check import FitConvergenceWarning
-from pymc.variational.streaming import StreamingDataset
+from pymc.variational.streaming import StreamingDataset, subsample_model, subsample_report
+from pymc.variational.subsample import LARGE_ERROR
 
 pytestmark = pytest.mark.slow
 
 
-def columns_of(name):
+def columns_of(name, n=None):
     rng = np.random.default_rng(3)
-    n = {"logistic": 100_000}.get(name, 20_000)
+    n = n or {"logistic": 100_000}.get(name, 20_000)
     x = rng.normal(size=n)
     if name == "logistic":
         return {"x": x, "y": (rng.random(n) < 1 / (1 + np.exp(0.5 - x))).astype(int)}
@@ -59,7 +60,8 @@ def model_of(name, data, **observed):
             sigma, nu = pm.HalfNormal("sigma", 2), pm.Gamma("nu", 2, 0.1)
             pm.StudentT("y", nu, mu=a + b * data["x"], sigma=sigma, observed=data["y"], **observed)
         else:
-            sd = 10 if name == "small group" else 1
+            fixed = {"groups": 1, "small group": 10}
+            sd = fixed[name] if name in fixed else pm.HalfNormal("sd", 1)
             effect = pm.Normal("effect", a, sd, shape=20)
             logit = effect[data["g"]] + b * data["x"]
             pm.Bernoulli("y", logit_p=logit, observed=data["y"], **observed)
@@ -74,25 +76,25 @@ def fit_of_stream(name, columns, caplog, **kwargs):
             return pm.fit(progressbar=False, random_seed=1, **kwargs)
 
 
-def nuts_of(name, columns):
-    """Return mean and sd of the unconstrained parameters, one after the other."""
-    with model_of(name, columns) as model:
+def nuts_of(model, n_draws=1500):
+    """Return mean and sd of the unconstrained parameters, one after the other, and the draws."""
+    with model:
         idata = pm.sample(
-            1500, tune=1000, chains=2, cores=2, random_seed=1, progressbar=False,
+            n_draws, tune=1000, chains=2, cores=2, random_seed=1, progressbar=False,
             idata_kwargs={"include_transformed": True},
         )  # fmt: skip
     # Transformed values stand in the posterior, or in a group of their own.
     groups = [idata[g].to_dataset() for g in ("posterior", "unconstrained_posterior") if g in idata]
     found = {name: values.values for group in groups for name, values in group.items()}
-    draws = [found[name].reshape(3000, -1) for name in model.initial_point()]
+    draws = [found[name].reshape(2 * n_draws, -1) for name in model.initial_point()]
     values = np.concatenate(draws, axis=1)
-    return values.mean(axis=0), values.std(axis=0)
+    return values.mean(axis=0), values.std(axis=0), idata
 
 
 @pytest.mark.parametrize("name", ["logistic", "poisson", "student", "groups"])
 def test_near_normal_posteriors(name, caplog):
     columns = columns_of(name)
-    mean, sd = nuts_of(name, columns)
+    mean, sd, _ = nuts_of(model_of(name, columns))
     laplace = fit_of_stream(name, columns, caplog, method="laplace")
     assert "close to normal" in caplog.text
     off = (laplace.mean.eval() - mean) / sd
@@ -113,7 +115,22 @@ def test_the_effect_of_a_small_group_is_told():
     with model_of("small group", ds, total_size=ds.total_size):
         with pytest.warns(FitConvergenceWarning, match=r"Pareto k|`effect\[7\]`"):
             laplace = pm.fit(method="laplace", progressbar=False, random_seed=1)
-    mean, sd = nuts_of("small group", columns)
+    mean, sd, _ = nuts_of(model_of("small group", columns))
     off = np.abs(laplace.mean.eval() - mean) / sd
     assert off.argmax() == 2 + 7
     assert off.max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["logistic", "poisson", "student", "hierarchical"])
+def test_nuts_on_a_tenth_of_the_rows(name):
+    columns = columns_of(name, 50_000)
+    mean, sd, _ = nuts_of(model_of(name, columns), 6000)
+    ds = StreamingDataset(columns, batch_size=500, check_order="ignore")
+    model = model_of(name, ds, total_size=ds.total_size)
+    for seed in (1, 2):
+        small = subsample_model(model, 5_000, random_seed=seed, progressbar=False)
+        found, found_sd, idata = nuts_of(small, 6000)
+        assert np.abs((found - mean) / sd).max() < 0.1
+        np.testing.assert_allclose(found_sd / sd, 1, atol=0.05)
+        report = subsample_report(idata, small, model, random_seed=seed, progressbar=False)
+        assert report.error < LARGE_ERROR
