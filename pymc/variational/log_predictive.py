@@ -256,7 +256,7 @@ def log_predictive(
         raise ValueError("the source gave no rows: an iterator can be read only once.")
     if not np.isfinite(sums.total):
         warnings.warn("some rows have density zero at all draws: elpd is infinite.", stacklevel=2)
-    common = {
+    common: dict[str, Any] = {
         "n_samples": len(draws),
         "n_data_points": sums.n_rows,
         "elpd_i": np.concatenate(sums.terms) if pointwise else None,
