@@ -252,8 +252,6 @@ def log_predictive(
         rows, _Terms(function, draws, sampled), "Log-densities", progressbar
     ):
         sums.add(*found)
-    if not sums.n_rows:
-        raise ValueError("the source gave no rows: an iterator can be read only once.")
     if not np.isfinite(sums.total):
         warnings.warn("some rows have density zero at all draws: elpd is infinite.", stacklevel=2)
     common: dict[str, Any] = {

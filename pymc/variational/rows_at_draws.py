@@ -13,7 +13,7 @@
 #   limitations under the License.
 """What a model gives for each row of its data, at draws of its parameters: in passes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -28,6 +28,7 @@ from pytensor.tensor.random.type import RandomType
 from pymc.model import Model, modelcontext
 from pymc.model.transform.conditioning import remove_value_transforms
 from pymc.pytensorf import compile, resolve_backend_compile_kwargs
+from pymc.streams.blocks import positive_int
 from pymc.streams.passes import in_threads
 from pymc.variational.all_rows import (
     AllRows,
@@ -102,13 +103,14 @@ def draws_of(approx: Any, model: Model, n_draws: int, seed: int) -> list[Draw]:
     seed : int
         What an approximation draws with.
     """
+    n_draws = positive_int(n_draws, "n_draws")
     if isinstance(approx, Approximation):
         random_seed = int(np.random.default_rng(seed).integers(2**30))
         approx = approx.sample(n_draws, random_seed=random_seed)
     elif not hasattr(approx, "posterior"):
         raise TypeError(
-            "it takes what pm.fit returned, or a posterior with model=: what pm.sample returned for a "
-            f"sample of the rows, say. Got {type(approx).__name__}."
+            "approx must be what pm.fit returned, or a posterior with model=: what pm.sample returned "
+            f"for a sample of the rows, say. Got {type(approx).__name__}."
         )
     posterior = approx["posterior"]
     missing = [rv.name for rv in model.free_RVs if rv.name not in posterior]
@@ -253,7 +255,7 @@ def _compiled(of: VariableOfRows, graph: Variable, replaced: Sequence[Variable])
 
 
 def pieces_in_threads(
-    rows: AllRows, worker: Any, what: str, progressbar: bool, n_threads: int | None = None
+    rows: AllRows, worker: Callable[[int, list[Batch]], Any], what: str, progressbar: bool
 ) -> Iterator[Any]:
     """Give what each piece of all rows comes to, in their order, with a progress bar.
 
@@ -274,8 +276,10 @@ def pieces_in_threads(
     n_seen = 0
     with progress_of_pass(progressbar) as progress:
         task = progress.add_task(f"{what} of {rows.name}", total=rows.n_rows)
-        for n_rows, result in in_threads(numbered(), work, n_threads or default_threads()):
+        for n_rows, result in in_threads(numbered(), work, default_threads()):
             n_seen += n_rows
             progress.update(task, advance=n_rows)
             yield result
+    if not n_seen:
+        raise ValueError(f"{rows.name} gave no rows: an iterator can be read only once.")
     rows.expect(n_seen)
