@@ -59,7 +59,7 @@ RESULTS = Path("docs/source/_static/accuracy/accuracy.csv")
 
 @dataclass(frozen=True)
 class Contender:
-    """Who fits, how, and what kind of normal distribution comes out."""
+    """Who fits, how, and what kind of distribution comes out: a normal one, or draws."""
 
     who: str
     method: str
@@ -74,6 +74,11 @@ ALL = {
     "stream_advi_groups": Contender(
         "ours", "advi, 20,000 steps, row groups", table="table", note="row groups in random order"
     ),
+    "stream_full_rank": Contender(
+        "ours", "fullrank_advi, 20,000 steps", "full rank", note="shuffled on disk before"
+    ),
+    "stream_pathfinder": Contender("ours", "pathfinder", "draws", "table"),
+    "stream_nuts": Contender("ours", "NUTS on subsample_model", "draws", "table"),
     "pymc_advi": Contender("PyMC in memory", "advi"),
     "pymc_adam": Contender("PyMC in memory", "advi, Adam 0.01"),
     "extras_laplace": Contender("pymc-extras", "fit_laplace", "full rank"),
@@ -118,7 +123,12 @@ def goals_of(mean: np.ndarray, precision: np.ndarray) -> dict[str, dict]:
     posterior = np.sqrt(np.diag(np.linalg.inv(precision)))
     alone = 1 / np.sqrt(np.diag(precision))
     goal = {"mean": mean.tolist(), "posterior_sd": posterior.tolist(), "sd": posterior.tolist()}
-    return {"full rank": goal, "means only": goal, "mean field": goal | {"sd": alone.tolist()}}
+    return {
+        "full rank": goal,
+        "draws": goal,
+        "means only": goal,
+        "mean field": goal | {"sd": alone.tolist()},
+    }
 
 
 def judged(

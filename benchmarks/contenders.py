@@ -92,31 +92,50 @@ def observe(x, y, **settings) -> None:
     pm.Bernoulli("up", logit_p=logit, observed=y, **settings)
 
 
-def stream(folder: Path, method: str, steps: int, buffered: bool) -> Callable[[], tuple]:
+def stream(folder: Path, method: str, steps: int, buffered: bool = False) -> Callable[[], tuple]:
     """Fit with this project: stream from Parquet, all else by default."""
     import pymc as pm
 
-    from pymc.variational.streaming import parquet_source, shuffle_buffer
+    from pymc.variational.streaming import parquet_source, shuffle_buffer, subsample_model
 
     source = parquet_source(folder, columns=COLUMNS, shuffle_row_groups=True, seed=1)
     rows = source
     if buffered:
         rows = shuffle_buffer(source, buffer_size=BUFFER_SIZE, batch_size=BATCH_SIZE, seed=1)
-    with pm.Model():
+    with pm.Model() as model:
         batch = pm.Minibatch(rows, batch_size=BATCH_SIZE)
         observe(batch, batch[:, 3], total_size=source.n_rows)
-        approx = pm.fit(steps, method=method, random_seed=1)
-    return lambda: (approx.mean.eval(), approx.std.eval())
+        if method != "nuts":
+            approx = pm.fit(steps, method=method, random_seed=1)
+            return lambda: (approx.mean.eval(), approx.std.eval())
+    with subsample_model(model, random_seed=1):
+        draws = pm.sample(1000, chains=2, cores=2, random_seed=1).posterior["b"].values
+    return lambda: (draws.mean(axis=(0, 1)), draws.std(axis=(0, 1)))
 
 
 def stream_laplace(folder: Path, watch: Watch) -> Callable[[], tuple]:
     """``pm.fit(method="laplace")`` on the stream."""
-    return stream(folder, "laplace", STEPS, buffered=False)
+    return stream(folder, "laplace", STEPS)
+
+
+def stream_full_rank(folder: Path, watch: Watch) -> Callable[[], tuple]:
+    """``pm.fit(20_000, method="fullrank_advi")`` on a table in random order."""
+    return stream(folder, "fullrank_advi", 1 if watch.small else STEPS)
+
+
+def stream_pathfinder(folder: Path, watch: Watch) -> Callable[[], tuple]:
+    """``pm.fit(method="pathfinder")`` on the stream."""
+    return stream(folder, "pathfinder", STEPS)
+
+
+def stream_nuts(folder: Path, watch: Watch) -> Callable[[], tuple]:
+    """``pm.sample`` on the model that ``subsample_model`` makes of the stream."""
+    return stream(folder, "nuts", STEPS)
 
 
 def stream_advi(folder: Path, watch: Watch) -> Callable[[], tuple]:
     """``pm.fit(20_000, method="advi")`` on a table in random order."""
-    return stream(folder, "advi", 1 if watch.small else STEPS, buffered=False)
+    return stream(folder, "advi", 1 if watch.small else STEPS)
 
 
 def stream_advi_groups(folder: Path, watch: Watch) -> Callable[[], tuple]:

@@ -92,7 +92,7 @@ def peak_memory_mb() -> float:
 def open_stream(
     folder: Path, paths: list[Path], *, how: str, seed: int, batch_size: int, buffer_size: int
 ):
-    """Stream the table in one of three ways."""
+    """Stream the table in one of three ways, or for passes over all of it."""
     # Here, as the fits from memory need nothing but PyMC as it is released.
     from pymc.variational.streaming import StreamingDataset, parquet_source, shuffle_buffer
 
@@ -101,6 +101,10 @@ def open_stream(
         paths = sorted((folder / "shuffled").glob("*.parquet"))
         source = parquet_source(paths, columns=COLUMNS, shuffle_row_groups=True, seed=seed)
         return StreamingDataset(source, batch_size=batch_size)
+    if how == EXACT or how in SAMPLERS:
+        # Passes over all rows: their order does not matter.
+        source = parquet_source(paths, columns=COLUMNS)
+        return StreamingDataset(source, batch_size=batch_size, check_order="ignore")
     # The table is in time order and the market changes over the weeks. Row groups in random order
     # into the buffer make a batch a sample of all weeks; in file order, of the hours in the buffer.
     source = parquet_source(

@@ -81,6 +81,7 @@ def nuts_of(model, n_draws=1500):
     with model:
         idata = pm.sample(
             n_draws, tune=1000, chains=2, cores=2, random_seed=1, progressbar=False,
+            nuts_sampler="pymc",  # with transformed values
             idata_kwargs={"include_transformed": True},
         )  # fmt: skip
     # Transformed values stand in the posterior, or in a group of their own.

@@ -181,6 +181,20 @@ def test_more_rows_than_there_are(logistic):
     np.testing.assert_allclose(small.compile_logp()(point), expected)
 
 
+@pytest.mark.parametrize("nuts_sampler", ["pymc", "nutpie", "numpyro"])
+def test_samplers_take_it(logistic, nuts_sampler):
+    point = {"a": np.array(1.0), "b": np.array(1.0)}
+    small = subsample_model(logistic, N_ROWS, point, **quick)
+    with logistic:
+        laplace = pm.fit(method="laplace", **quick)
+    mean, sd = laplace.mean.eval(), laplace.std.eval()
+    with small:
+        trace = pm.sample(500, tune=500, chains=2, cores=1, nuts_sampler=nuts_sampler, **quick)
+    draws = np.stack([trace.posterior[name].values.ravel() for name in "ab"])
+    np.testing.assert_allclose(draws.mean(axis=1), mean, atol=0.3 * sd.max())
+    np.testing.assert_allclose(draws.std(axis=1), sd, rtol=0.2)
+
+
 def test_what_takes_a_model_takes_it(logistic):
     with logistic:
         laplace = pm.fit(method="laplace", **quick)
@@ -189,15 +203,11 @@ def test_what_takes_a_model_takes_it(logistic):
     with small:
         optimum = pm.find_MAP(progressbar=False, jitter=False, return_inferencedata=False)
         again = pm.fit(method="laplace", **quick)
-        trace = pm.sample(500, tune=500, chains=2, cores=1, **quick)
         advi = pm.fit(3000, method="fullrank_advi", init="mode", **quick)
     np.testing.assert_allclose([optimum["a"], optimum["b"]], mean, atol=0.1 * sd.min())
     np.testing.assert_allclose(again.mean.eval(), mean, atol=0.02 * sd.min())
     np.testing.assert_allclose(again.std.eval(), sd, rtol=0.02)
     np.testing.assert_allclose(advi.mean.eval(), mean, atol=0.3 * sd.max())
-    draws = np.stack([trace.posterior[name].values.ravel() for name in "ab"])
-    np.testing.assert_allclose(draws.mean(axis=1), mean, atol=0.3 * sd.max())
-    np.testing.assert_allclose(draws.std(axis=1), sd, rtol=0.2)
 
 
 def test_report_tells_the_error(logistic):
