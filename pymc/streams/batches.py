@@ -112,7 +112,11 @@ class Batches:
         Bytes of a row in the batches.
     blocks : Blocks
         The source.
+    lacking : list of str
+        Columns that it lacks, which are zero.
     """
+
+    lacking: list[str] = []
 
     def __init__(
         self,
@@ -238,6 +242,7 @@ class Batches:
         """
         columns, preprocess_fn = self.columns, self._preprocess_fn
         other = copy.copy(self)
+        other.lacking = []
         other.blocks = Blocks(source, numeric=False)
         names = other.blocks.columns
 
@@ -247,9 +252,10 @@ class Batches:
                 block = dict(zip(names, block.T))
             if columns is None or not isinstance(block, dict):
                 return block
-            lacking = [name for name in columns if name not in block and name not in optional]
-            if lacking:
-                raise ValueError(f"the columns {lacking} are not among {list(block)}.")
+            other.lacking = [name for name in columns if name not in block]
+            needed = [name for name in other.lacking if name not in optional]
+            if needed:
+                raise ValueError(f"the columns {needed} are not among {list(block)}.")
             zeros = np.zeros(n_rows_of(block))
             block = {name: block.get(name, zeros) for name in columns}
             return block if self.format.names else np.column_stack(list(block.values()))

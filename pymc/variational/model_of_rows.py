@@ -23,6 +23,7 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors
+from pytensor.raise_op import Assert
 from pytensor.tensor import constant
 from pytensor.tensor.subtensor import Subtensor
 
@@ -31,6 +32,7 @@ from pymc.model import Model, modelcontext
 from pymc.model.fgraph import fgraph_from_model, model_from_fgraph, model_named
 from pymc.model.transform.optimization import _extract_initial_values
 from pymc.variational.all_rows import Batch, tensors_of
+from pymc.variational.minibatch_rv import MinibatchRandomVariable
 from pymc.variational.stream_checks import check_streams
 from pymc.variational.stream_refusals import by_value, streams_behind
 from pymc.variational.streaming import StreamingDataset
@@ -40,7 +42,7 @@ def model_of_rows(model: Model | None, rows: Any) -> Model:
     """Return a model of data in memory: with rows in the place of the model's stream.
 
     Variables, names, dims, coords, transforms and initial values are those of the model. The rows
-    are a :class:`pymc.Data` of the stream's name, so that :func:`pymc.set_data` puts others in
+    count once each, without ``total_size``. They are a :class:`pymc.Data` of the stream's name, so that :func:`pymc.set_data` puts others in
     their place; observed values are those of the rows that are passed here.
 
     Parameters
@@ -50,7 +52,7 @@ def model_of_rows(model: Model | None, rows: Any) -> Model:
     rows : object
         What the stream could have as its source, to be held in memory: a table or mapping with its
         columns, in any order, say. A column that only observed values are computed from may be
-        missing, as in a table to predict: they are NaN then.
+        missing, as in a table to predict: whatever asks for these values is then told so.
 
     Returns
     -------
@@ -99,10 +101,13 @@ def model_of_rows(model: Model | None, rows: Any) -> Model:
     pieces = chain.from_iterable(batches.all_rows())
     arrays = [np.concatenate(parts) for parts in zip(*pieces)]
     stream._check_indices(arrays)
-    return with_arrays(model, [(stream, arrays)])
+    of_rows = with_arrays(model, [(stream, arrays)], scaled=False)
+    return _without_values(of_rows, batches.lacking) if batches.lacking else of_rows
 
 
-def with_arrays(model: Model, arrays: list[tuple[StreamingDataset | Apply, Batch]]) -> Model:
+def with_arrays(
+    model: Model, arrays: list[tuple[StreamingDataset | Apply, Batch]], *, scaled: bool
+) -> Model:
     """Return a model with arrays in the place of what it observes batch by batch.
 
     Parameters
@@ -111,6 +116,8 @@ def with_arrays(model: Model, arrays: list[tuple[StreamingDataset | Apply, Batch
         The model.
     arrays : list of tuple
         Streams, or nodes of in-memory minibatches, each with the arrays to put in its place.
+    scaled : bool
+        Whether the arrays still stand for ``total_size`` rows.
 
     Returns
     -------
@@ -144,6 +151,9 @@ def with_arrays(model: Model, arrays: list[tuple[StreamingDataset | Apply, Batch
             replacements |= {out: replacements[b] for out, b in pairs if b in replacements}
     outputs = clone_replace(fgraph.outputs, replacements, rebuild_strict=False)
     fgraph = FunctionGraph(outputs=outputs, clone=False)
+    for node in [] if scaled else list(fgraph.apply_nodes):
+        if isinstance(node.op, MinibatchRandomVariable):
+            fgraph.replace(node.outputs[0], node.inputs[0])
     fgraph._coords, fgraph._dim_lengths = coords, lengths  # type: ignore[attr-defined]
     of_rows = model_from_fgraph(fgraph, mutate_fgraph=True)
     order = list(model.named_vars)
@@ -152,6 +162,20 @@ def with_arrays(model: Model, arrays: list[tuple[StreamingDataset | Apply, Batch
     for name, value in initial_values.items():
         of_rows.set_initval(of_rows[name], value)
     return of_rows
+
+
+def _without_values(model: Model, columns: list[str]) -> Model:
+    """Have whatever asks for the values of rows that lack columns told so."""
+    unknown = Assert(
+        f"the rows have no {', '.join(map(repr, columns))}, so that their observed values are not "
+        "known. pm.sample_posterior_predictive(..., predictions=True) predicts them."
+    )
+    for rv in model.observed_RVs:
+        value = model.rvs_to_values[rv]
+        if set(model.data_vars) & set(ancestors([value])):
+            model.rvs_to_values[rv] = unknown(value, False)
+            model.values_to_rvs[model.rvs_to_values[rv]] = rv
+    return model
 
 
 def _graphs(model: Model) -> list[Variable]:

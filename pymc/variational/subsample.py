@@ -161,7 +161,7 @@ def subsample_model(
         full, q, values=values, n_rows=n_rows, random_seed=seed, hessian=hessian
     )
     rows = [part.rows for part in estimate.sample._parts if isinstance(part.rows, SampledRows)]
-    small = with_arrays(model, [(sample.source, sample.arrays) for sample in rows])
+    small = with_arrays(model, [(sample.source, sample.arrays) for sample in rows], scaled=True)
     _, gradient, *hessians = estimate.correction
     with small:
         u = _unconstrained(small, full) - estimate.at

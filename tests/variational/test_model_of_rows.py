@@ -48,7 +48,7 @@ def streamed():
 def test_is_the_model_of_data_in_memory(streamed):
     columns = columns_of(2, 333)
     table = pd.DataFrame(columns)[["y", "g", "x"]].assign(name="a string, which is not read")
-    found, expected = model_of_rows(streamed, table), model_on(columns, 333, total_size=N)
+    found, expected = model_of_rows(streamed, table), model_on(columns, 333)
     assert found.named_vars.keys() - {"stream"} == expected.named_vars.keys()
     assert found.named_vars_to_dims["logit"] == ("row",)
     assert found.coords == {"group": tuple(GROUPS), "row": None}
@@ -69,7 +69,7 @@ def test_other_rows_take_the_place_of_rows(streamed):
     rows = np.column_stack([columns[name] for name in "xgy"])
     with found:
         pm.set_data({"stream": rows})
-    expected = model_on(columns, 20, total_size=N)
+    expected = model_on(columns, 20)
     point = expected.initial_point()
     np.testing.assert_allclose(found.compile_logp()(point), expected.compile_logp()(point))
 
@@ -81,6 +81,8 @@ def test_predicts_rows_without_labels(streamed):
     assert draws.shape == (200, 3)
     means = draws.mean(axis=0)
     assert means[0] < 0.1 and 0.3 < means[1] < 0.7 and means[2] > 0.9
+    with pytest.raises(AssertionError, match="rows have no 'y'"):
+        found.compile_logp()(found.initial_point())
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_unnamed_columns_and_minibatches():
     found = model_of_rows(model, rows[:7])
     expected = -0.5 * (rows[:7, 2] - 0.3 * rows[:7, 0]) ** 2 - 0.5 * np.log(2 * np.pi)
     logp = found.compile_logp(vars=found.observed_RVs)({"slope": 0.3})
-    np.testing.assert_allclose(logp, expected.sum() * N / 7)
+    np.testing.assert_allclose(logp, expected.sum())
 
 
 def test_tuples_are_data_each():
