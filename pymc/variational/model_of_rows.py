@@ -173,8 +173,9 @@ def _without_values(model: Model, columns: list[str]) -> Model:
     for rv in model.observed_RVs:
         value = model.rvs_to_values[rv]
         if set(model.data_vars) & set(ancestors([value])):
-            model.rvs_to_values[rv] = unknown(value, False)
-            model.values_to_rvs[model.rvs_to_values[rv]] = rv
+            value = unknown(value, False)
+            value.tag.unknown = True  # results leave it out
+            model.rvs_to_values[rv], model.values_to_rvs[value] = value, rv
     return model
 
 

@@ -155,9 +155,12 @@ def refuse_constants(variables: Iterable[Variable]) -> None:
 
 
 def streamed_observations(model: Any) -> list[str]:
-    """Name the observed variables whose values are one batch of a stream."""
+    """Name the observed variables whose values are one batch of a stream, or not known."""
+    values = {rv.name: model.rvs_to_values[rv] for rv in model.observed_RVs}
     return [
-        rv.name for rv in model.observed_RVs if streams_behind(ancestors([model.rvs_to_values[rv]]))
+        name
+        for name, value in values.items()
+        if streams_behind(ancestors([value])) or hasattr(value.tag, "unknown")
     ]
 
 

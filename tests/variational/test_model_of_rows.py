@@ -81,6 +81,9 @@ def test_predicts_rows_without_labels(streamed):
     assert draws.shape == (200, 3)
     means = draws.mean(axis=0)
     assert means[0] < 0.1 and 0.3 < means[1] < 0.7 and means[2] > 0.9
+    with found:
+        trace = pm.sample_prior_predictive(3, random_seed=1)
+    assert "observed_data/y" not in trace and trace.prior_predictive["y"].shape == (1, 3, 3)
     with pytest.raises(AssertionError, match="rows have no 'y'"):
         found.compile_logp()(found.initial_point())
 
