@@ -44,6 +44,8 @@ def code_of(path):
     "path",
     [
         "README.md",
+        "docs/source/guides/evaluate.rst",
+        "docs/source/guides/methods.rst",
         "docs/source/guides/posterior.rst",
         "docs/source/guides/streaming.rst",
     ],
