@@ -51,8 +51,8 @@ def initialize(
 
     Parameters
     ----------
-    init : {"auto", "mode", "initial_point"}
-        See :func:`pymc.fit`.
+    init : {"auto", "mode", "initial_point"} or Approximation
+        See :func:`pymc.fit`, whose ``start`` may be an approximation.
     method : str or Inference
         What ``pm.fit`` was given.
     inference : Inference
@@ -74,6 +74,11 @@ def initialize(
     ValueError
         If there is no such ``init``, or "mode" does not go with the other arguments.
     """
+    if not isinstance(init, str):
+        if method not in METHODS:
+            methods = " and ".join(map(repr, METHODS))
+            raise ValueError(f"start is an approximation: that is for method={methods}.")
+        return _start_at_approximation(init, method, inference, n, kwargs)
     if init not in INITS:
         raise ValueError(f"init={init!r}: it is one of {', '.join(map(repr, INITS))}.")
     starts = sorted({"start", "start_sigma"} & inf_kwargs.keys())
@@ -130,13 +135,52 @@ def _start_at_mode(
     rng = np.random.default_rng(group.random_seed)
     mode = find_mode(full, random_seed=rng, progressbar=progressbar)
     say_pareto_k(mode, rng)
-    sd = 1 / np.sqrt(np.diag(mode.precision))
-    values, units = {"mu": mode.q}, {"mu": sd}
+    where = f"mode of all rows ({mode.n_passes} passes)"
+    return _start_at(mode.q, mode.precision, where, method, inference, n, kwargs)
+
+
+def _start_at_approximation(
+    start: Any, method: str, inference: Any, n: int, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Set the parameters of an approximation to what the moments of another one give."""
+    if len(start.groups) > 1 or _layout(start.groups[0]) != _layout(inference.approx.groups[0]):
+        raise ValueError(
+            "start is an approximation of other variables: pass one of the same model, of a single "
+            "group, or a dict of initial values."
+        )
+    [group] = start.groups
+    mean, covariance = group.mean.eval(), group.cov.eval()
+    try:
+        np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:  # of fewer draws than parameters
+        covariance = np.diag(covariance.diagonal())
+    precision = np.linalg.inv(covariance)
+    return _start_at(
+        mean, precision, "the approximation that is passed", method, inference, n, kwargs
+    )
+
+
+def _layout(group: Any) -> dict[str, tuple]:
+    return {name: shape for name, _, shape, _ in group.ordering.values()}
+
+
+def _start_at(
+    mean: np.ndarray,
+    precision: np.ndarray,
+    where: str,
+    method: str,
+    inference: Any,
+    n: int,
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
+    """Set the parameters of an approximation to those for a normal posterior."""
+    sd = 1 / np.sqrt(np.diag(precision))
+    values, units = {"mu": mean}, {"mu": sd}
     if method == "advi":
         values["rho"], units["rho"] = _softplus_inverse(sd), SD_SHARE * sd / _softplus_slope(sd)
     else:
         lower = np.tril_indices(len(sd))
-        L = np.linalg.cholesky(np.linalg.inv(mode.precision))
+        L = np.linalg.cholesky(np.linalg.inv(precision))
         # The errors of a row of p entries add up.
         unit = np.outer(SD_SHARE * sd, np.full(len(sd), len(sd) ** -0.5))
         unit[np.diag_indices(len(sd))] /= _softplus_slope(L.diagonal())
@@ -145,12 +189,11 @@ def _start_at_mode(
     for param in inference.approx.params:
         param.set_value(values[param.name].astype(config.floatX))
     _log.info(
-        f"Initializing {method} using mode of all rows ({mode.n_passes} passes), "
-        f"with a rate that falls to zero over {n:,} steps..."
+        f"Initializing {method} using {where}, with a rate that falls to zero over {n:,} steps..."
     )
     if "obj_optimizer" in kwargs:
         return kwargs
-    rate = first_rate(max(n, 1), _noise(group.model))
+    rate = first_rate(max(n, 1), _noise(inference.approx.model))
     optimizer = FallingAdam([rate * units[param.name] for param in inference.approx.params])
     return kwargs | {"obj_optimizer": optimizer}
 

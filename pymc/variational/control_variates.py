@@ -119,13 +119,33 @@ def pareto_k(log_ratios: np.ndarray) -> float:
         The estimate of ArviZ. ``-inf`` where all ratios are equal, ``inf`` where a few of them
         are all that counts, and NaN where one of them is NaN or infinite, or none is above 0.
     """
+    return smoothed(log_ratios)[1]
+
+
+def smoothed(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
+    """Smooth importance ratios: their largest are replaced by those of a Pareto distribution.
+
+    Parameters
+    ----------
+    log_ratios : ndarray of shape (K,)
+        Logarithms of p / q at K independent draws from q.
+
+    Returns
+    -------
+    weights : ndarray of shape (K,)
+        They add up to 1. Equal ones where a ratio is NaN or infinite, or none is above 0.
+    k : float
+        See :func:`pareto_k`.
+    """
     from arviz_stats.base import array_stats
 
+    equal = np.full(len(log_ratios), 1 / len(log_ratios))
     if not np.isfinite(np.max(log_ratios)):
-        return np.nan
+        return equal, np.nan
     # Nothing but rounding: no tail to fit.
     if np.ptp(log_ratios) < 1e-6:
-        return -np.inf
+        return equal, -np.inf
     # ArviZ takes what it is to divide by: the log-likelihood, in leave-one-out cross-validation.
-    _, k = array_stats.psislw(-log_ratios)
-    return np.inf if np.isnan(k) else float(k)
+    log_weights, k = array_stats.psislw(-log_ratios)
+    weights = np.exp(log_weights - log_weights.max())
+    return weights / weights.sum(), np.inf if np.isnan(k) else float(k)

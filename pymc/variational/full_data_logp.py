@@ -61,8 +61,9 @@ from pymc.variational.streaming import StreamingDataset
 # Numbers in an array of one entry for each row of a piece and each direction of a Hessian.
 BLOCK_SIZE = 2**18
 MAX_THREADS = 8
-# Terms of priors and so little data are evaluated sooner than they are compiled.
-SMALL_DATA = 10_000
+# Terms of priors and so little data are evaluated sooner than they are compiled; and so little at the
+# hundreds of draws from a posterior, all at a time.
+SMALL_DATA, SMALL_DATA_OF_DRAWS = 10_000, 1000
 
 Point = np.ndarray | dict[str, np.ndarray]
 
@@ -291,7 +292,7 @@ class FullDataLogp:
         with progress_of_pass(self._progressbar) as progress:
             for part in self._parts:
                 if part.rows is None:
-                    terms = iter([(0, part.evaluate(kind, points))])
+                    terms = iter([(0, part.evaluate(kind, points, self._n_threads))])
                     weight = 1.0
                 else:
                     task = progress.add_task(
@@ -352,14 +353,17 @@ class _Part:
         self._total = rewrite_pregrad(total)
         size = rows.batch_size if rows is not None else _largest_data(total)
         self._n_directions = max(1, BLOCK_SIZE // size)
-        if rows is None and size <= SMALL_DATA:
-            self._compile_kwargs = {"mode": "FAST_COMPILE"}
+        self._is_small = rows is None and size <= SMALL_DATA
+        self._takes_many = rows is None and size <= SMALL_DATA_OF_DRAWS
         self._functions: dict[str, Callable] = {}
 
-    def evaluate(self, kind: str, points: np.ndarray) -> list[np.ndarray]:
+    def evaluate(self, kind: str, points: np.ndarray, n_threads: int) -> list[np.ndarray]:
         """Evaluate terms without rows at each of the points."""
-        function = self._function(kind)
-        return _joined(kind, [function(*call) for call in self._calls(kind, points)])
+        function, calls = self._function(kind), self._calls(kind, points)
+        if len(calls) == 1:
+            return _joined(kind, [function(*calls[0])])
+        results = in_threads(iter(calls), lambda _, call: function(*call), n_threads)
+        return _joined(kind, list(results))
 
     def evaluate_rows(
         self, kind: str, points: np.ndarray, n_threads: int
@@ -403,6 +407,9 @@ class _Part:
     def _calls(self, kind: str, points: np.ndarray) -> list[list[np.ndarray]]:
         """List what the function is called with for each batch, before its arrays."""
         points = points.astype(self._q.dtype)
+        if kind == "logp" and self._takes_many:
+            starts = range(self._n_directions, len(points), self._n_directions)
+            return [[some] for some in np.split(points, starts)]
         if kind != "d2logp":
             return [[q] for q in points]
         [q] = points
@@ -441,6 +448,12 @@ class _Part:
 
     def _compile(self, kind: str) -> Callable:
         inputs, outputs = [self._q], [self._total]
+        is_small = self._takes_many if kind == "logp" else self._is_small
+        compile_kwargs = {"mode": "FAST_COMPILE"} if is_small else self._compile_kwargs
+        if kind == "logp" and self._takes_many:
+            points = pt.matrix("points", dtype=self._q.dtype, shape=(None, *self._q.type.shape))
+            total = vectorize_graph(self._total, {self._q: points})
+            inputs, outputs = [points], [pt.broadcast_to(total, points.shape[:1])]
         if kind != "logp":
             gradient = pytensor.grad(self._total, self._q, disconnected_inputs="ignore")
             outputs.append(gradient)
@@ -459,7 +472,7 @@ class _Part:
             outputs,
             trust_input=True,
             on_unused_input="ignore",
-            **self._compile_kwargs,
+            **compile_kwargs,
         )
 
 
@@ -534,7 +547,9 @@ def for_threads(function: Any) -> Callable:
 
 def _joined(kind: str, results: list[list[Any]]) -> list[np.ndarray]:
     """Join what each call gave: of each point, or for each block of directions at one."""
-    if kind != "d2logp":
+    if kind == "logp":
+        return [np.hstack([logp for [logp] in results]).astype("float64")]
+    if kind == "dlogp":
         return [np.array(values, dtype="float64") for values in zip(*results)]
     logp, gradient, _ = results[0]
     hessian = np.concatenate([block for *_, block in results])

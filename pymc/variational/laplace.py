@@ -235,9 +235,16 @@ class _Point:
         return float(np.sqrt(self.gradient @ self.step()))
 
     @property
+    def is_peak(self) -> bool:
+        return self.is_finite and bool(self.curvatures[0] > self.flat)
+
+    @property
+    def factor(self) -> np.ndarray:
+        return self.scale[:, None] * self.directions / np.sqrt(self.curvatures)
+
+    @property
     def covariance(self) -> np.ndarray:
-        factor = self.scale[:, None] * self.directions / np.sqrt(self.curvatures)
-        return factor @ factor.T
+        return self.factor @ self.factor.T
 
 
 class _Climb(NamedTuple):

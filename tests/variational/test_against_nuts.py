@@ -102,6 +102,10 @@ def test_near_normal_posteriors(name, caplog):
     ratio = laplace.std.eval() / sd
     assert np.abs(off).max() < 0.1
     np.testing.assert_allclose(ratio, 1, atol=0.1)
+    pathfinder = fit_of_stream(name, columns, caplog, method="pathfinder", num_draws=4000)
+    off = (pathfinder.mean.eval() - mean) / sd
+    assert np.abs(off).max() < 0.1
+    np.testing.assert_allclose(pathfinder.std.eval() / sd, 1, atol=0.1)
     advi = fit_of_stream(name, columns, caplog, n=20_000, method="fullrank_advi")
     off = (advi.mean.eval() - mean) / sd
     ratio = advi.std.eval() / sd
