@@ -51,6 +51,7 @@ def reference_of(model: pm.Model, folder: Path) -> tuple[np.ndarray, np.ndarray]
     if not file.exists():
         with model:
             idata = pm.sample(1500, tune=750, chains=2, random_seed=1, target_accept=0.9,
+                              nuts_sampler="pymc",  # with transformed values
                               idata_kwargs={"include_transformed": True})  # fmt: skip
         groups = ("posterior", "unconstrained_posterior")
         found = {}
