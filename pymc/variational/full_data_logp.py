@@ -72,9 +72,10 @@ class FullDataLogp:
     """The log-density of a model over all rows, with gradient and Hessian.
 
     What :meth:`pymc.Model.logp` is for data in memory: prior and Jacobian terms count once, and
-    each row's log-likelihood once, without the ``total_size`` of minibatches. A call reads all rows of the model's
-    streams once, a *pass*: in the order of their source, past any shuffle, and batch by batch, in
-    threads. The sums are compensated, and the same to the last bit whatever the number of threads.
+    each row's log-likelihood once, without the ``total_size`` of minibatches. A call reads all rows
+    of the model's streams once, a *pass*: in the order of their source, past any shuffle, and batch
+    by batch, in threads. The sums are compensated, and the same to the last bit whatever the number
+    of threads.
 
     Parameters
     ----------

@@ -42,8 +42,8 @@ def model_of_rows(model: Model | None, rows: Any) -> Model:
     """Return a model of data in memory: with rows in the place of the model's stream.
 
     Variables, names, dims, coords, transforms and initial values are those of the model. The rows
-    count once each, without ``total_size``. They are a :class:`pymc.Data` of the stream's name, so that :func:`pymc.set_data` puts others in
-    their place; observed values are those of the rows that are passed here.
+    count once each, without ``total_size``. They are a :class:`pymc.Data` of the stream's name, so
+    that :func:`pymc.set_data` puts others in their place.
 
     Parameters
     ----------
