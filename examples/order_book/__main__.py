@@ -63,6 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--how", choices=(EXACT, *HOW, *SAMPLERS), help="the only fit to do, in this process"
     )
+    text = "also draw from the posterior, by Pathfinder and by NUTS (2 minutes more)"
+    parser.add_argument("--sample", action="store_true", help=text)
     text = "use only the first files of the table"
     parser.add_argument("--table-files", type=int, metavar="N", help=text)
     parser.add_argument("--result", type=Path, help="JSON file for the result of --how")
@@ -107,7 +109,7 @@ def main() -> None:
             **options,
         ).write(result)
     elif stage in ("demo", "fit"):
-        compare(folder, arguments.fit_seed, steps=arguments.steps, **options)
+        compare(folder, arguments.fit_seed, arguments.sample, steps=arguments.steps, **options)
     if stage in ("demo", "memory"):
         measure_memory(folder, **options)
     if stage in ("demo", "report"):

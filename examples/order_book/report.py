@@ -35,17 +35,17 @@ COLOURS = {
     "row-groups": "#E69F00",
     "pre-shuffled": "#D55E00",
     "pathfinder": "#CC79A7",
-    "nuts": "#F0E442",
+    "nuts": "#999999",
 }
 
 
 def read_fits(folder: Path) -> dict[str, Fit]:
     """Fits of the stage `fit`, by name."""
     paths = {name: folder / "fits" / f"{name.replace(' ', '-')}.json" for name in COLOURS}
-    for path in paths.values():
-        if not path.is_file():
+    for name, path in paths.items():
+        if name not in SAMPLERS and not path.is_file():
             raise FileNotFoundError(f"no {path}: run the stage `fit` first")
-    return {name: Fit.read(path) for name, path in paths.items()}
+    return {name: Fit.read(path) for name, path in paths.items() if path.is_file()}
 
 
 def print_tables(fits: dict[str, Fit]) -> None:
@@ -56,16 +56,15 @@ def print_tables(fits: dict[str, Fit]) -> None:
         caption="Of each fit: distance of its mean from the exact one, in posterior sds, and its sd "
         "as a ratio to the one that mean-field ADVI converges to; of draws, to the exact one",
     )
-    table.add_column("coefficient")
+    table.add_column("fit")
+    for coefficient in COEFFICIENTS:
+        table.add_column(coefficient, justify="right")
+    table.add_row("exact mean", *(f"{mean:.4f}" for mean in exact.mean))
+    table.add_row("exact sd", *(f"{sd:.4f}" for sd in exact.sd), end_section=True)
     names = [name for name in fits if name != EXACT]
-    for name in ("exact mean", "exact sd", *(name.replace("-", " ") for name in names)):
-        table.add_column(name, justify="right")
-    for j, coefficient in enumerate(COEFFICIENTS):
-        others = []
-        for name in names:
-            distance, ratio = distances(fits[name], exact)
-            others.append(f"{distance[j]:+.2f} ({ratio[j]:.2f})")
-        table.add_row(coefficient, f"{exact.mean[j]:.4f}", f"{exact.sd[j]:.4f}", *others)
+    for name in names:
+        cells = zip(*distances(fits[name], exact))
+        table.add_row(name, *(f"{distance:+.2f} ({ratio:.2f})" for distance, ratio in cells))
     console.print(table)
     console.print(
         f"Exact posterior: {exact.steps} passes over all rows, {exact.seconds:.1f} seconds"
@@ -77,7 +76,10 @@ def print_tables(fits: dict[str, Fit]) -> None:
             f"sds {ratio.min():.2f} to {ratio.max():.2f} of "
             + ("the exact ones" if name in SAMPLERS else "mean-field's own")
         )
-    console.print(f"NUTS: the log-density that it sampled is off by {fits['nuts'].error:.1g} nats")
+    if "nuts" in fits:
+        console.print(
+            f"NUTS: the log-density that it sampled is off by {fits['nuts'].error:.1g} nats"
+        )
     table = Table(title="What it took")
     table.add_column("fit")
     for name in ("seed", "steps", "seconds", "peak memory (MB)"):
@@ -124,7 +126,7 @@ def draw_posterior(fits: dict[str, Fit], path: Path) -> None:
 
 def draw_methods(fits: dict[str, Fit], path: Path) -> None:
     """Draw the posterior of one coefficient by each method, over the exact one."""
-    exact, j = fits[EXACT], COEFFICIENTS.index("mid")
+    exact, j = fits[EXACT], COEFFICIENTS.index("spread")
     x = np.linspace(-4, 4, 400)
     figure = Figure(figsize=(9, 3), layout="constrained")
     shown = {
@@ -140,11 +142,11 @@ def draw_methods(fits: dict[str, Fit], path: Path) -> None:
         else:
             z = (np.array(one.draws[j]) - exact.mean[j]) / exact.sd[j]
             axes.hist(
-                z, bins=40, range=(-4, 4), density=True, histtype="step", color=COLOURS["in-RAM"]
+                z, bins=30, range=(-4, 4), density=True, histtype="step", color=COLOURS["in-RAM"]
             )
         axes.set(title=label, yticks=[], xlabel="sds from the exact mean")
         axes.title.set_size("medium")
-    figure.suptitle(f"Coefficient of mid, {exact.n_rows:,} rows (filled: exact)", fontsize="medium")
+    figure.suptitle(f"Coefficient of spread, {exact.n_rows:,} rows (filled: exact)", fontsize="medium")
     figure.savefig(path, dpi=150)
 
 
@@ -190,10 +192,11 @@ def report(folder: Path) -> None:
     print_tables(fits)
     pictures = folder / "posterior.png", folder / "memory.png", folder / "methods.png"
     draw_posterior(fits, pictures[0])
-    draw_methods(fits, pictures[2])
+    if set(SAMPLERS) <= fits.keys():
+        draw_methods(fits, pictures[2])
     short = [Fit.read(path) for path in (folder / "memory").glob("*.json")]
     if not short:
         raise FileNotFoundError(f"nothing in {folder / 'memory'}: run the stage `memory` first")
     draw_memory([*fits.values(), *short], pictures[1])
-    for picture in pictures:
+    for picture in filter(Path.is_file, pictures):
         console.print(f"Picture: {picture}", soft_wrap=True)

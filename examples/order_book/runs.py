@@ -95,10 +95,11 @@ def run_fit(result: Path, *, quiet: bool = False, **options: object) -> Fit:
     return Fit.read(result)
 
 
-def compare(folder: Path, seed: int, **options: object) -> None:
-    """Find the exact posterior, sample it, and fit from memory, twice, and streamed in three ways."""
+def compare(folder: Path, seed: int, sample: bool, **options: object) -> None:
+    """Find the exact posterior, and fit from memory, twice, and streamed in three ways."""
     fits = [(EXACT, EXACT, seed), ("in-RAM", "in-RAM", seed), ("in-RAM-again", "in-RAM", seed + 1)]
-    for name, how, fit_seed in (*fits, *((how, how, seed) for how in (*STREAMS, *SAMPLERS))):
+    more = (*STREAMS, *SAMPLERS) if sample else STREAMS
+    for name, how, fit_seed in (*fits, *((how, how, seed) for how in more)):
         console.print(f"Fit: {how}, seed {fit_seed}")
         result = folder / "fits" / f"{name}.json"
         run_fit(result, folder=folder, how=how, fit_seed=fit_seed, **options)
