@@ -146,7 +146,9 @@ def draw_methods(fits: dict[str, Fit], path: Path) -> None:
             )
         axes.set(title=label, yticks=[], xlabel="sds from the exact mean")
         axes.title.set_size("medium")
-    figure.suptitle(f"Coefficient of spread, {exact.n_rows:,} rows (filled: exact)", fontsize="medium")
+    figure.suptitle(
+        f"Coefficient of spread, {exact.n_rows:,} rows (filled: exact)", fontsize="medium"
+    )
     figure.savefig(path, dpi=150)
 
 
