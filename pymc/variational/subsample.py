@@ -103,8 +103,10 @@ def subsample_model(
 
     What is left to chance is the third order in u [1]_, [2]_, so that the error falls with
     :math:`N / \sqrt{n}` and with the third power of the posterior's sds: as :math:`1 / \sqrt{N n}`.
-    Without the Hessian it is the second order, and the error of the log-density relative to the
-    posterior's own does not fall with N.
+    Without the Hessian it is the second order, and the error does not fall with N. Largest errors at
+    20 draws, with ``n_rows=100_000`` (``python -m benchmarks.subsample``): with 4 coefficients and 20
+    million rows 0.000008 nats, and 0.02 without the Hessian; with 203 parameters (an effect for each
+    of 200 groups) and 2 million rows 0.012, and 1.1 without; with 503, 0.03 and 2.
 
     It takes a pass that draws the sample and, unless ``at`` is given, another that draws one for
     the start of Newton's method, and two passes with the Hessian; one if it is given. With p
