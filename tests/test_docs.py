@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def events(tmp_path, monkeypatch):
-    """Folders ``events/`` and ``shuffled/`` with the columns that the documents name."""
+    """Folders ``events/``, ``shuffled/`` and ``heldout/`` with the columns that the documents name."""
     rng = np.random.default_rng(1)
-    for folder in ("events", "shuffled"):
+    for folder in ("events", "shuffled", "heldout"):
         (tmp_path / folder).mkdir()
         for i in range(3):
             x = rng.normal(size=(20_000, 3)).astype("float32")

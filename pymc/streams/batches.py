@@ -244,12 +244,15 @@ class Batches:
         other = copy.copy(self)
         other.lacking = []
         other.blocks = Blocks(source, numeric=False)
-        names = other.blocks.columns
+        raw_columns, names = self.blocks.columns, other.blocks.columns
 
         def select(block: Block) -> Any:
-            block = preprocess_fn(block) if preprocess_fn else block
             if isinstance(block, np.ndarray) and names and block.shape[1:] == (len(names),):
-                block = dict(zip(names, block.T))
+                if not preprocess_fn:
+                    block = dict(zip(names, block.T))
+                elif raw_columns and set(raw_columns) <= set(names):
+                    block = block[:, [names.index(name) for name in raw_columns]]
+            block = preprocess_fn(block) if preprocess_fn else block
             if columns is None or not isinstance(block, dict):
                 return block
             other.lacking = [name for name in columns if name not in block]

@@ -405,6 +405,19 @@ class Blocks:
             ),
         }
 
+    def same_rows(self, other: "Blocks") -> bool:
+        """Tell whether another source has the same rows, as far as it can be told, in any order."""
+        mine, its = ({"source": blocks.identity} for blocks in (self, other))
+        while "source" in mine:  # of a shuffle
+            mine = mine["source"]
+        while "source" in its:
+            its = its["source"]
+        ordered = {"seed", "shuffle_row_groups"}
+        known = mine["kind"] not in ("function", "iterable")
+        return known and all(
+            mine.get(key) == its.get(key) for key in (mine.keys() | its.keys()) - ordered
+        )
+
 
 def raw_blocks(source: Any, epoch: int = 0, start: int = 0) -> Iterable[Any]:
     """Open an epoch, at row ``start`` where the source is seekable."""

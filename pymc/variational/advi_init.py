@@ -38,6 +38,17 @@ METHODS = ("advi", "fullrank_advi")
 SD_SHARE = 0.25
 
 
+def as_start(init: str, start: Any) -> tuple[Any, Any]:
+    """Take an approximation that is passed as ``start`` for what :func:`initialize` starts at."""
+    from pymc.variational.opvi import Approximation
+
+    if not isinstance(start, Approximation):
+        return init, start
+    if init != "auto":
+        raise ValueError(f"init={init!r} and start both say where to start: leave one out.")
+    return start, None
+
+
 def initialize(
     init: str,
     method: Any,
@@ -78,6 +89,8 @@ def initialize(
         if method not in METHODS:
             methods = " and ".join(map(repr, METHODS))
             raise ValueError(f"start is an approximation: that is for method={methods}.")
+        if "start_sigma" in inf_kwargs:
+            raise ValueError("start, an approximation, and start_sigma both say where to start.")
         return _start_at_approximation(init, method, inference, n, kwargs)
     if init not in INITS:
         raise ValueError(f"init={init!r}: it is one of {', '.join(map(repr, INITS))}.")
@@ -143,13 +156,17 @@ def _start_at_approximation(
     start: Any, method: str, inference: Any, n: int, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Set the parameters of an approximation to what the moments of another one give."""
-    if len(start.groups) > 1 or _layout(start.groups[0]) != _layout(inference.approx.groups[0]):
+    [own] = inference.approx.groups
+    if len(start.groups) > 1 or _layout(start.groups[0]) != _layout(own):
         raise ValueError(
             "start is an approximation of other variables: pass one of the same model, of a single "
             "group, or a dict of initial values."
         )
     [group] = start.groups
-    mean, covariance = group.mean.eval(), group.cov.eval()
+    # By name: the order of the variables may be another one.
+    places = np.arange(group.ddim)
+    order = np.concatenate([places[group.ordering[name][1]] for name in own.ordering])
+    mean, covariance = group.mean.eval()[order], group.cov.eval()[np.ix_(order, order)]
     try:
         np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:  # of fewer draws than parameters

@@ -62,6 +62,10 @@ class AllRows:
         """Read every row once, some batches at a time; the last batch may have fewer rows."""
         return self._batches.all_rows()
 
+    def same_as(self, other: "AllRows") -> bool:
+        """Tell whether they are the rows of the same arrays or files as others, as far as it shows."""
+        return self._batches.blocks.same_rows(other._batches.blocks)
+
     def check(self, batch: Batch) -> None:
         """Refuse a batch that the model must not be evaluated on."""
 

@@ -238,6 +238,8 @@ def log_predictive(
     own = observed.rows
     left_out = any(source is its for its in (None, own.source, own._batches.blocks.source))
     rows = own if left_out else OtherRows(own, source)
+    if not left_out and rows.same_as(own):
+        left_out, rows = True, own
     n_all = max(n_draws, LOO_DRAWS) if left_out else n_draws
     all_draws = draws_of(approx, observed.model, n_all, seed)
     draws, function = spread(all_draws, n_draws), row_logp(observed)

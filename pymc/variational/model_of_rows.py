@@ -29,12 +29,17 @@ from pytensor.tensor.subtensor import Subtensor
 
 from pymc.data import MinibatchOp
 from pymc.model import Model, modelcontext
-from pymc.model.fgraph import fgraph_from_model, model_from_fgraph, model_named
+from pymc.model.fgraph import (
+    ModelObservedRV,
+    fgraph_from_model,
+    model_from_fgraph,
+    model_named,
+)
 from pymc.model.transform.optimization import _extract_initial_values
-from pymc.variational.all_rows import Batch, tensors_of
+from pymc.variational.all_rows import Batch, rows_behind, tensors_of
 from pymc.variational.minibatch_rv import MinibatchRandomVariable
 from pymc.variational.stream_checks import check_streams
-from pymc.variational.stream_refusals import by_value, streams_behind
+from pymc.variational.stream_refusals import by_value
 from pymc.variational.streaming import StreamingDataset
 
 
@@ -51,8 +56,8 @@ def model_of_rows(model: Model | None, rows: Any) -> Model:
         A model that observes one stream; None for that of the context.
     rows : object
         What the stream could have as its source, to be held in memory: a table or mapping with its
-        columns, in any order, say. A column that only observed values are computed from may be
-        missing, as in a table to predict: whatever asks for these values is then told so.
+        columns, in any order, say. A named column that only observed values are computed from may
+        be missing, as in a table to predict: whatever asks for these values is then told so.
 
     Returns
     -------
@@ -61,8 +66,8 @@ def model_of_rows(model: Model | None, rows: Any) -> Model:
     Raises
     ------
     ValueError
-        If the model has no stream, or several; if a column is missing, or a value is one that the
-        stream would not take.
+        If the model has no stream, or several, or a ``Potential`` on it; if a column is missing, or
+        a value is one that the stream would not take.
 
     Examples
     --------
@@ -90,16 +95,26 @@ def model_of_rows(model: Model | None, rows: Any) -> Model:
     array([0., 2.])
     """
     model = modelcontext(model)
-    streams = streams_behind(ancestors(_graphs(model)))
-    if len(streams) != 1:
+    sources = list(rows_behind(_graphs(model)))
+    if len(sources) != 1 or not isinstance(sources[0], StreamingDataset):
         raise ValueError(
-            f"model_of_rows takes a model that uses one stream; this one uses {len(streams)}."
+            "model_of_rows takes a model that observes one stream, and no pm.Minibatch of arrays. "
+            "Build the model of other rows on arrays; or predict(approx, rows, file) predicts them."
         )
-    [stream] = streams
+    for potential in model.potentials:
+        if rows_behind([potential]):
+            raise ValueError(
+                f"the Potential `{potential.name}` uses rows, and may have a factor N / batch_size in "
+                "it, which would be wrong for other rows. Make it an observed variable: "
+                "pm.CustomDist with observed= and total_size=."
+            )
+    [stream] = sources
     check_streams(model, scaled=False)
     batches = stream._reader.batches.like(rows, only_observed(model, stream))
     pieces = chain.from_iterable(batches.all_rows())
     arrays = [np.concatenate(parts) for parts in zip(*pieces)]
+    if not arrays:
+        raise ValueError("there are no rows: the source is empty.")
     stream._check_indices(arrays)
     of_rows = with_arrays(model, [(stream, arrays)], scaled=False)
     return _without_values(of_rows, batches.lacking) if batches.lacking else of_rows
@@ -133,13 +148,17 @@ def with_arrays(
         model.rvs_to_initial_values.update(saved)
     coords, lengths = fgraph._coords, fgraph._dim_lengths  # type: ignore[attr-defined]
     replacements: dict[Variable, Variable] = {}
+    names, put = set(model.named_vars), set()
     for source, batch in arrays:
         variables = tensors_of(source, _graphs(model))
+        _check_observed(model, {variable for _, variable in variables})
         for place, variable in variables:
-            values = batch[place]
-            name = variable.name or f"minibatch.{place}"
-            name = f"{name}_" if name in model.named_vars else name
+            values, name = batch[place], variable.name or f"minibatch.{place}"
+            while name in names:
+                name += "_"
+            names.add(name)
             data = pytensor.shared(values, name, shape=(None, *values.shape[1:]), borrow=True)
+            put.add(name)
             replacements[memo[variable]] = model_named(data, name)
         for dim in _row_dims(model, {variable for _, variable in variables}):
             # The dim of the rows has their number, and no labels.
@@ -152,8 +171,11 @@ def with_arrays(
     outputs = clone_replace(fgraph.outputs, replacements, rebuild_strict=False)
     fgraph = FunctionGraph(outputs=outputs, clone=False)
     for node in [] if scaled else list(fgraph.apply_nodes):
-        if isinstance(node.op, MinibatchRandomVariable):
-            fgraph.replace(node.outputs[0], node.inputs[0])
+        if isinstance(node.op, ModelObservedRV):
+            rv = node.inputs[0]
+            ours = {v.name for v in ancestors(node.inputs[:2]) if v.owner is None} & put
+            if ours and isinstance(rv.owner.op, MinibatchRandomVariable):
+                fgraph.replace(rv, rv.owner.inputs[0])
     fgraph._coords, fgraph._dim_lengths = coords, lengths  # type: ignore[attr-defined]
     of_rows = model_from_fgraph(fgraph, mutate_fgraph=True)
     order = list(model.named_vars)
@@ -184,14 +206,30 @@ def _graphs(model: Model) -> list[Variable]:
     return [*model.basic_RVs, *values, *model.deterministics, *model.potentials]
 
 
+def _check_observed(model: Model, variables: set[Variable]) -> None:
+    for rv in model.observed_RVs:
+        if variables & set(ancestors([rv])) and not variables & set(
+            ancestors([model.rvs_to_values[rv]])
+        ):
+            raise ValueError(
+                f"observed variable `{rv.name}` observes data of the length of a batch, which other "
+                "rows have no values of. Observe a column of the rows, or what is computed from one: "
+                "0 * column, say."
+            )
+
+
 def _row_dims(model: Model, variables: set[Variable]) -> set[str]:
     """Name the dims that the rows of a batch are along."""
-    named = model.named_vars_to_dims
-    return {
-        named[rv.name][0]
-        for rv in model.observed_RVs
-        if named.get(rv.name) and variables & set(ancestors([rv, model.rvs_to_values[rv]]))
-    } - {None}
+    n_rows = {variable.type.shape[0] for variable in variables}
+    found = set()
+    for variable in (*model.observed_RVs, *model.deterministics):
+        dim, *_ = model.named_vars_to_dims.get(variable.name) or [None]
+        if dim is None or int(model.dim_lengths[dim].eval(mode="FAST_COMPILE")) not in n_rows:
+            continue
+        graphs = [variable, model.rvs_to_values.get(variable, variable)]
+        if variables & set(ancestors(graphs)):
+            found.add(dim)
+    return found
 
 
 def only_observed(model: Model, stream: StreamingDataset) -> set[str]:

@@ -64,6 +64,8 @@ MAX_ROUNDS, LEAST_GAIN = 5, 0.05
 # of them; below the second, the normal densities follow them, of so many draws a parameter at least.
 EVEN, EVEN_ENOUGH = 0.9, 0.5
 MAX_ADAPTATIONS, DRAWS_A_PARAMETER = 10, 5
+# Of fewer draws there is no Pareto k.
+FEWEST_DRAWS = 25
 # A Hessian of more parameters takes longer than the paths. It is that of differences of the gradient
 # over so many sds.
 MAX_HESSIAN, STEP = 1000, 0.01
@@ -244,11 +246,12 @@ class Pathfinder(Inference):
                 paths.add(self._start, jitter)
         fits = paths.over_all_rows()
         if importance_sampling is None:
-            drawn = _weighted_draws(fits, num_draws, rng)
+            drawn = _weighted_draws(fits, max(num_draws, FEWEST_DRAWS), rng)
             weights = np.full(len(drawn.q), 1 / len(drawn.q))
         else:
             n_most = min(num_paths * num_draws, paths.most_draws)
-            drawn = _even_draws(fits, num_draws, max(num_draws, n_most), rng)
+            n_first = max(num_draws, FEWEST_DRAWS)
+            drawn = _even_draws(fits, n_first, max(n_first, n_most), rng)
             weights = drawn.weights
         _say_pareto_k(drawn)
         self.approx.params_dict["histogram"].set_value(
@@ -274,7 +277,7 @@ def _check_arguments(
     for name, count in counts.items():
         if not isinstance(count, int | np.integer) or count < 1:
             raise ValueError(f"{name}={count!r}: it is a whole number, 1 or more.")
-    if not 0 <= jitter < np.inf:
+    if not isinstance(jitter, int | float | np.number) or not 0 <= jitter < np.inf:
         raise ValueError(f"jitter={jitter!r}: it is a number, 0 or more.")
     if importance_sampling not in IMPORTANCE_SAMPLING:
         allowed = ", ".join(map(repr, IMPORTANCE_SAMPLING))
@@ -401,11 +404,7 @@ class _Paths:
 
     def over_all_rows(self) -> list[_Fit]:
         """Let each path end on all rows, and return what it ends with: the best first."""
-        if not self._fits:
-            raise ValueError(
-                f"none of {self._n_run} paths arrived: {self._failures[-1]}. Pass another start, or "
-                "a smaller jitter; see model.debug() for where the log-density is not finite."
-            )
+        self._check_any(self._fits)
         fits = sorted(self._fits, key=lambda fit: fit.elbo, reverse=True)
         all_rows = [self._sample] if weight_of(self._search) > 1 else []
         if weight_of(self._sample) > 1:
@@ -414,10 +413,23 @@ class _Paths:
             all_rows.append(self._full)
         before = self._search
         for rows in all_rows:
-            fits = [self._over(rows, before, fit) for fit in fits]
-            before = rows
+            ends = []
+            for fit in fits:
+                try:
+                    ends.append(self._over(rows, before, fit))
+                except FloatingPointError as error:
+                    self._failures.append(str(error))
+            self._check_any(ends)
+            fits, before = ends, rows
         self._say(len(fits))
         return sorted(fits, key=lambda fit: fit.elbo, reverse=True)
+
+    def _check_any(self, fits: list[_Fit]) -> None:
+        if not fits:
+            raise ValueError(
+                f"none of {self._n_run} paths arrived: {self._failures[-1]}. Pass another start, or "
+                "a smaller jitter; see model.debug() for where the log-density is not finite."
+            )
 
     def _over(self, rows: FullDataLogp, before: FullDataLogp, fit: _Fit) -> _Fit:
         """Go on from the mode of fewer rows, with their curvature, to that of more of them."""

@@ -70,8 +70,8 @@ def predict(
         of the rows, say.
     source : object
         Rows with the columns of the model's stream, read as these are: anything that
-        :class:`StreamingDataset` takes. Columns that only observed values are computed from may be
-        missing.
+        :class:`StreamingDataset` takes. Named columns that only observed values are computed from
+        may be missing.
     destination : str or path
         The file. It is written aside and then renamed, so that it is always whole.
     model : Model, optional

@@ -56,7 +56,7 @@ def predictive_check(
 
     For each draw of the parameters, a value is drawn for each row. Statistics of these replicated data
     are compared with those of the data [1]_: mean, standard deviation, and the shares of values up
-    to some cut points. A pass over the rows, after one that draws a random sample of them.
+    to some cut points (the entries of a row that is a vector count as values each). A pass over the rows, after one that draws a random sample of them.
 
     Parameters
     ----------

@@ -30,6 +30,7 @@ from pymc.model.transform.conditioning import remove_value_transforms
 from pymc.pytensorf import compile, resolve_backend_compile_kwargs
 from pymc.streams.blocks import positive_int
 from pymc.streams.passes import in_threads
+from pymc.util import _get_seeds_per_chain
 from pymc.variational.all_rows import (
     AllRows,
     Batch,
@@ -105,23 +106,48 @@ def draws_of(approx: Any, model: Model, n_draws: int, seed: int) -> list[Draw]:
     """
     n_draws = positive_int(n_draws, "n_draws")
     if isinstance(approx, Approximation):
-        random_seed = int(np.random.default_rng(seed).integers(2**30))
-        approx = approx.sample(n_draws, random_seed=random_seed)
-    elif not hasattr(approx, "posterior"):
-        raise TypeError(
-            "approx must be what pm.fit returned, or a posterior with model=: what pm.sample returned "
-            f"for a sample of the rows, say. Got {type(approx).__name__}."
+        # Not approx.sample(), which has the deterministics too: some have a value for each row.
+        its, random_seed = approx.model, int(np.random.default_rng(seed).integers(2**30))
+        [random_seed] = _get_seeds_per_chain(random_seed, 1)  # as approx.sample() does
+        drawn = approx.sample_dict_fn(n_draws, random_seed=random_seed)
+        constrained = its.compile_fn(
+            its.replace_rvs_by_values(its.free_RVs),
+            inputs=its.value_vars,
+            on_unused_input="ignore",
+            mode="FAST_COMPILE",
         )
-    posterior = approx["posterior"]
+        order = [[rv.name for rv in its.free_RVs].index(rv.name) for rv in model.free_RVs]
+        points = ({name: values[i] for name, values in drawn.items()} for i in range(n_draws))
+        draws = [constrained(point) for point in points]
+        return [[np.asarray(draw[i]) for i in order] for draw in draws]
+    values = list(free_values(approx, model).values())
+    columns = [
+        value.reshape(-1, *value.shape[2:]).astype(model.rvs_to_values[rv].dtype)
+        for rv, value in zip(model.free_RVs, values)
+    ]
+    return spread([list(map(np.asarray, draw)) for draw in zip(*columns)], n_draws)
+
+
+def free_values(trace: Any, model: Model) -> dict[Any, np.ndarray]:
+    """Return the draws of each free variable of a model, with chains and draws first."""
+    if not hasattr(trace, "posterior"):
+        raise TypeError(
+            "the draws must be what pm.fit returned; or, with model=, what pm.sample returned for a "
+            f"sample of the rows, say: trace, and not trace.posterior. Got {type(trace).__name__}."
+        )
+    posterior = trace["posterior"]
     missing = [rv.name for rv in model.free_RVs if rv.name not in posterior]
     if missing:
-        raise ValueError(f"the posterior has no draws of {missing}, which the model has.")
-    columns = []
-    for rv in model.free_RVs:
-        values = posterior[rv.name].transpose("chain", "draw", ...).values
-        values = values.reshape(-1, *values.shape[2:])
-        columns.append(values.astype(model.rvs_to_values[rv].dtype))
-    return spread([list(map(np.asarray, values)) for values in zip(*columns)], n_draws)
+        raise ValueError(
+            f"the posterior has no draws of {missing}, which the model has. Sample without "
+            "var_names, or with these among them."
+        )
+    return {
+        rv: posterior[rv.name]
+        .transpose("chain", "draw", *(model.named_vars_to_dims.get(rv.name) or (...,)))
+        .values
+        for rv in model.free_RVs
+    }
 
 
 def spread(draws: list[Draw], n_draws: int) -> list[Draw]:

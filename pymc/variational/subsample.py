@@ -33,15 +33,20 @@ from pymc.streams.position import Seed, seed_of
 from pymc.variational.all_rows import SampledRows, rows_behind
 from pymc.variational.control_variates import ControlVariates
 from pymc.variational.full_data_logp import FullDataLogp
-from pymc.variational.laplace import find_mode
-from pymc.variational.minibatch_rv import MinibatchRandomVariable
+from pymc.variational.laplace import _largest, find_mode
+from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
 from pymc.variational.model_of_rows import with_arrays
 from pymc.variational.opvi import Approximation
+from pymc.variational.rows_at_draws import free_values
 from pymc.variational.stream_checks import check_streams
 from pymc.vartypes import discrete_types
 
 # An error of the log-density, in nats, that moves means and sds by a few hundredths of an sd.
 LARGE_ERROR = 0.1
+# Directions are tried in which the correction is more than this share of the curvature, upwards; at
+# these distances, in posterior sds. A way down of so many nats keeps samplers inside.
+LEAST_UPWARD, MOST_DIRECTIONS, TINY = 0.1, 10, 1e-12
+DISTANCES, BARRIER = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100), 20
 
 
 def subsample_model(
@@ -86,7 +91,8 @@ def subsample_model(
     ------
     ValueError
         If the model observes its data in memory, has discrete parameters, a ``Potential`` on a
-        stream, an observed variable without ``total_size``, or a stream that can be read only once.
+        stream, an observed variable whose ``total_size`` is not the number of rows, or a stream that
+        can be read only once; or if the log-density of the sample does not fall far from the point.
 
     See Also
     --------
@@ -114,10 +120,12 @@ def subsample_model(
     :class:`~pymc.variational.streaming.FullDataLogp`), and the correction of each step p x p
     multiplications, which are few beside the rows.
 
-    The log-density is right near the point: within the posterior, not in its far tails. Groups that
-    have few rows are in the sample with none or one, and their likelihood is that of a normal
-    density then: :func:`subsample_report` tells. Deterministics with an entry for each row have
-    ``n_rows`` of them in each draw; leave them out with ``var_names`` of :func:`pymc.sample`.
+    The log-density is right near the point: within the posterior, not in its far tails. A group of
+    rows that the sample has none of counts as a normal density. One that it has too many of, as
+    happens to groups of a few rows, can make the log-density of the sample go up again in the tails:
+    that is tried out, and refused with the name of the parameter. Deterministics with an entry for
+    each row have ``n_rows`` of them in each draw; leave them out with ``var_names`` of
+    :func:`pymc.sample`.
 
     References
     ----------
@@ -153,16 +161,20 @@ def subsample_model(
     _check(model)
     full = FullDataLogp(model, progressbar=progressbar)
     seed = seed_of(random_seed)
-    values: tuple[Any, ...] | None = None
+    values: tuple[Any, ...]
     if at is None:
         mode = find_mode(full, random_seed=seed, progressbar=progressbar)
         q, values = mode.at, (mode.logp, mode.gradient, -mode.precision)
     else:
         q = _vector(full, at)
+        values = full.d2logp(q) if hessian else full.dlogp(q)
     estimate = ControlVariates(
         full, q, values=values, n_rows=n_rows, random_seed=seed, hessian=hessian
     )
     rows = [part.rows for part in estimate.sample._parts if isinstance(part.rows, SampledRows)]
+    _check_total_sizes(full, model)
+    if hessian:
+        _check_tails(estimate, values, full.names)
     small = with_arrays(model, [(sample.source, sample.arrays) for sample in rows], scaled=True)
     _, gradient, *hessians = estimate.correction
     with small:
@@ -236,7 +248,7 @@ def subsample_report(
     Raises
     ------
     ValueError
-        If a free variable is not among the draws.
+        If a free variable is not among the draws, or one has no density over all rows.
 
     Warns
     -----
@@ -255,15 +267,7 @@ def subsample_report(
     rng = np.random.default_rng(seed_of(random_seed))
     picks = np.sort(rng.choice(n_chains * n_each, n_draws, replace=False))
     draws = np.column_stack([picks // n_each, picks % n_each])
-    missing = [rv.name for rv in subsampled.free_RVs if rv.name not in posterior]
-    if missing:
-        raise ValueError(
-            f"the trace has no {', '.join(map(repr, missing))}: the log-density takes all free "
-            "variables. Sample without var_names, or with these among them."
-        )
-    constrained = {
-        rv: posterior[rv.name].transpose("chain", "draw", ...).values for rv in subsampled.free_RVs
-    }
+    constrained = free_values(trace, subsampled)
     placeholders = {rv: rv.type() for rv in constrained}
     vector = compile(
         list(placeholders.values()),
@@ -278,12 +282,21 @@ def subsample_report(
     )
     logp = subsampled.compile_logp()
     in_sample = np.array([logp(full.point(each)) for each in q])
-    differences = np.asarray(full.logp(q)) - in_sample
+    of_all = np.asarray(full.logp(q))
+    n_impossible = int(np.sum(~np.isfinite(of_all)))
+    if n_impossible:
+        raise ValueError(
+            f"{n_impossible} of {n_draws} draws have no density over all rows: the sample has no row "
+            "that rules them out. Pass a larger n_rows to subsample_model."
+        )
+    differences = of_all - in_sample
     differences -= differences.mean()
     error = float(np.abs(differences).max())
-    n_rows = max(data.get_value(borrow=True).shape[0] for data in subsampled.data_vars)
-    n_rows_needed = int(np.ceil(n_rows * max(1, (error / LARGE_ERROR) ** 2)))
-    if not error <= LARGE_ERROR:
+    samples = [data for data in subsampled.data_vars if data.name not in model.named_vars]
+    n_rows = max(len(data.get_value(borrow=True)) for data in samples)
+    needed = np.ceil(n_rows * max(1, (error / LARGE_ERROR) ** 2))
+    n_rows_needed = int(min(needed, full.n_rows or needed))
+    if error > LARGE_ERROR:
         warnings.warn(
             f"the log-density of the sample of {n_rows:,} rows is off by {error:.2g} nats at one of "
             f"{n_draws} draws: the posterior is that of all rows only roughly. Pass "
@@ -329,6 +342,53 @@ def _check(model: Model) -> None:
                 f"observed variable `{rv.name}` uses a minibatch without total_size: pass the number "
                 "of rows of the whole data."
             )
+
+
+def _check_total_sizes(full: FullDataLogp, model: Model) -> None:
+    """Refuse observed variables that count for another number of rows than there are."""
+    for part in full._parts:
+        for variable in part.variables if part.rows is not None else []:
+            value = model.rvs_to_values[variable]
+            scale = get_scaling(variable.owner.inputs[1:], value.shape).eval(mode="FAST_COMPILE")
+            total_size = float(scale) * part.rows.batch_size
+            if not np.isclose(total_size, part.rows.n_rows, rtol=1e-6):
+                raise ValueError(
+                    f"observed variable `{variable.name}` has total_size={total_size:,.0f}, and all "
+                    f"rows are {part.rows.n_rows:,}: a sample would count for the former. Pass "
+                    f"total_size={part.rows.n_rows}."
+                )
+
+
+def _check_tails(estimate: ControlVariates, values: tuple[Any, ...], names: list[str]) -> None:
+    """Refuse a log-density that goes up again far from the point.
+
+    Where the sample has more than its share of the rows that tell of a parameter, the correction
+    curves upwards, and outgrows what falls with less than the square of the distance. Where the
+    point is not near the mode, the density goes up from it in any case.
+    """
+    gradient, precision = values[1], -values[2]
+    scale = 1 / np.sqrt(np.maximum(np.abs(np.diag(precision)), TINY))
+    curvatures, directions = np.linalg.eigh(precision * scale * scale[:, None])
+    factor = scale[:, None] * directions / np.sqrt(np.maximum(np.abs(curvatures), TINY))
+    if curvatures[0] <= 0 or np.linalg.norm(factor.T @ gradient) > 1:
+        return
+    ratios, whitened = np.linalg.eigh(factor.T @ estimate.correction[2] @ factor)
+    picks = np.flatnonzero(ratios > LEAST_UPWARD)[-MOST_DIRECTIONS:]
+    rays = np.concatenate([sign * (factor @ whitened[:, picks]).T for sign in (1, -1)])
+    if not len(rays):
+        return
+    points = estimate.at + np.multiply.outer(rays, [0.0, *DISTANCES]).swapaxes(1, 2)
+    logp = estimate.logp(points.reshape(-1, len(names))).reshape(points.shape[:2])
+    below = logp[:, :1] - np.minimum.accumulate(logp, axis=1)
+    rises = (np.diff(logp, axis=1) > 1) & (below[:, :-1] < BARRIER)
+    if rises.any():
+        worst = rays[int(np.argmax(rises.any(axis=1)))] / scale
+        raise ValueError(
+            f"few rows tell of {_largest(names, worst)}, and the sample has more than its share of "
+            "them: its log-density goes up again far from the mode, where samplers would end. Pass a "
+            "larger n_rows, merge groups of a few rows, or give them a prior that holds them "
+            "together. pm.fit(method='laplace') takes all rows."
+        )
 
 
 def _vector(full: FullDataLogp, at: Any) -> np.ndarray:

@@ -14,6 +14,7 @@
 from itertools import chain
 
 import numpy as np
+import pytest
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,3 +140,32 @@ def test_all_rows_are_preprocessed():
     batches = make(np.arange(5.0), 2, preprocess_fn=lambda block: 10 * block)
     rows = [batch for [batch] in chain.from_iterable(batches.all_rows())]
     np.testing.assert_array_equal(np.concatenate(rows), 10 * np.arange(5))
+
+
+def test_batches_of_another_source_in_the_same_form():
+    def tripled(block):
+        return block * [3, 1]
+
+    class Source:
+        def __init__(self, columns, rows):
+            self.columns, self.rows = columns, rows
+
+        def __iter__(self):
+            yield self.rows
+
+    own = Batches(
+        Source(("x", "y"), np.ones((4, 2))),
+        batch_size=3, dtype="float64", preprocess_fn=tripled, cycle=True,
+    )  # fmt: skip
+    other = own.like(Source(("y", "x"), np.array([[1.0, 10.0], [2.0, 20.0]])))
+    [[[rows]]] = other.all_rows()
+    np.testing.assert_array_equal(rows, [[30, 1], [60, 2]])
+
+    table = {"x": np.arange(4), "y": np.arange(4.0)}
+    own = Batches(table, batch_size=3, dtype="float64", preprocess_fn=None, cycle=True)
+    other = own.like({"extra": np.array(["a"]), "x": np.array([7])}, optional={"y"})
+    [[[rows]]] = other.all_rows()
+    np.testing.assert_array_equal(rows, [[7, 0]])
+    assert other.lacking == ["y"] and own.lacking == []
+    with pytest.raises(ValueError, match=r"the columns \['y'\] are not among \['x'\]"):
+        list(own.like({"x": np.arange(2)}).all_rows())

@@ -25,7 +25,7 @@ from scipy.special import logsumexp
 import pymc as pm
 
 from pymc.variational import rows_at_draws
-from pymc.variational.streaming import LeaveOneOut, StreamingDataset, log_predictive
+from pymc.variational.streaming import LeaveOneOut, StreamingDataset, log_predictive, shuffle_buffer
 
 N, S = 20_001, 40
 RNG = np.random.default_rng(1)
@@ -153,7 +153,9 @@ def test_a_held_out_source_is_preprocessed_and_checked_as_the_stream_is():
     source = FEW | {"group": FEW["group"] + 10}
     model = streamed(256, source, preprocess_fn=recode)
     density, _ = terms_of(in_memory(FEW))
-    held_out = log_predictive(POSTERIOR, dict(source), model=model, var_name="y", **QUIET)
+    # In another order, so that they are not known for those of the fit.
+    other = {name: values[::-1] for name, values in source.items()}
+    held_out = log_predictive(POSTERIOR, other, model=model, var_name="y", **QUIET)
     np.testing.assert_allclose(held_out.elpd, density.sum(), rtol=1e-12)
     for wrong, message in [
         (FEW, "index into `effect`"),
@@ -192,7 +194,7 @@ def test_a_row_that_is_a_vector_has_the_density_of_all_of_it(form):
     slopes = posterior.posterior["slope"].values.ravel()
     logp = pm.logp(pm.Normal.dist(slopes[:, None, None] * x, 1), y).eval().sum(axis=2)
     expected = logsumexp(logp, axis=0).sum() - 101 * np.log(S)
-    held_out = log_predictive(posterior, (x, y), model=model, **QUIET)
+    held_out = log_predictive(posterior, (x[::-1], y[::-1]), model=model, **QUIET)
     np.testing.assert_allclose(held_out.elpd, expected, rtol=1e-10)
     assert log_predictive(approx, **QUIET).n_data_points == 101
 
@@ -255,3 +257,17 @@ def test_a_source_that_was_read():
     with pytest.raises(ValueError, match=r"no draws of \['noise'\]"):
         posterior = from_dict({"posterior": {"effect": np.zeros((1, 40, 5))}})
         log_predictive(posterior, model=streamed(), var_name="y", **QUIET)
+
+
+def test_rows_of_the_fit_are_known_again():
+    rows = {"y": np.random.default_rng(1).normal(size=1000)}
+    source = shuffle_buffer(rows, buffer_size=200, batch_size=50, seed=1)
+    ds = StreamingDataset(source, batch_size=50, check_order="ignore")
+    with pm.Model():
+        pm.Normal("y", pm.Normal("mu"), 1, observed=ds["y"], total_size=1000)
+        approx = pm.fit(method="laplace", progressbar=False, random_seed=1)
+    kwargs = {"progressbar": False, "random_seed": 1, "n_draws": 30}
+    for same in (rows, {"y": rows["y"].copy()}, source):
+        assert isinstance(log_predictive(approx, same, **kwargs), LeaveOneOut)
+    for other in ({"y": rows["y"] + 1}, {"y": rows["y"][:999]}, lambda: iter([rows])):
+        assert not isinstance(log_predictive(approx, other, **kwargs), LeaveOneOut)

@@ -127,8 +127,55 @@ def test_tuples_are_data_each():
     assert found["y"].shape.eval() == 7
 
 
+def test_data_in_memory_beside_stay_as_they_are():
+    ds = StreamingDataset({"y": np.arange(100.0)}, batch_size=10, check_order="ignore")
+    with pm.Model() as model:
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu, 1, observed=ds["y"], total_size=100)
+        pm.Normal("beside", mu, 1, observed=np.zeros(2), total_size=20)
+    found = model_of_rows(model, {"y": np.ones(3)})
+    logp = found.compile_logp(vars=found.observed_RVs, sum=False)({"mu": 1.0})
+    sums = {rv.name: values.sum() for rv, values in zip(found.observed_RVs, logp)}
+    one = -0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(sums["y"], 3 * one)
+    np.testing.assert_allclose(sums["beside"], 20 * (one - 0.5))
+
+
+def test_dim_of_a_deterministic_alone():
+    ds = StreamingDataset({"y": np.arange(100.0)}, batch_size=10, check_order="ignore")
+    with pm.Model(coords={"row": range(10)}) as model:
+        mu = pm.Deterministic("mu", pm.Normal("slope") * ds["y"], dims="row")
+        pm.Normal("y", mu, 1, observed=ds["y"], total_size=100)
+    found = model_of_rows(model, {"y": np.ones(3)})
+    assert found.dim_lengths["row"].eval() == 3
+    assert found.coords["row"] is None
+
+
+def test_refusals():
+    ds = StreamingDataset({"y": np.arange(100.0)}, batch_size=10, check_order="ignore")
+    with pm.Model() as model:
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu, 1, observed=ds["y"], total_size=100)
+    with pytest.raises(ValueError, match="no rows"):
+        model_of_rows(model, {"y": np.zeros(0)})
+    with model.copy() as potential:
+        pm.Potential("extra", ds["y"].sum() * potential["mu"])
+    with pytest.raises(ValueError, match="`extra` uses rows"):
+        model_of_rows(potential, {"y": np.ones(3)})
+    batch = pm.Minibatch(np.arange(50.0), batch_size=10)
+    with model.copy() as both:
+        pm.Normal("other", both["mu"], 1, observed=batch, total_size=50)
+    with pytest.raises(ValueError, match=r"one stream, and no pm\.Minibatch"):
+        model_of_rows(both, {"y": np.ones(3)})
+    with pm.Model() as ones:
+        mu = pm.Normal("mu")
+        pm.Normal("y", mu * ds["y"], 1, observed=np.zeros(10), total_size=100)
+    with pytest.raises(ValueError, match="`y` observes data of the length of a batch"):
+        model_of_rows(ones, {"y": np.ones(3)})
+
+
 def test_only_models_with_one_stream():
     with pm.Model() as model:
         pm.Normal("y", observed=np.zeros(3))
-    with pytest.raises(ValueError, match="uses 0"):
+    with pytest.raises(ValueError, match="observes one stream"):
         model_of_rows(model, np.zeros(3))

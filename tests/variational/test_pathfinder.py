@@ -267,6 +267,29 @@ def test_sample_takes_each_draw_once_before_one_again(gamma):
     assert "sigma_log__" in approx.state.mean
 
 
+@pytest.mark.parametrize("importance_sampling", ["psis", None])
+def test_a_few_draws(gamma, importance_sampling):
+    approx = fit(gamma, num_draws=3, importance_sampling=importance_sampling)
+    assert approx.params_dict["histogram"].get_value().shape[0] == 3
+
+
+def test_advi_starts_at_variables_of_the_same_name():
+    def model_of(*names):
+        with pm.Model() as model:
+            for name in names:
+                pm.Normal("_" + name, {"a": 3.0, "b": -7.0}[name], 1)
+        return model
+
+    approx = pm.fit(method="laplace", model=model_of("a", "b"), progressbar=False)
+    other = model_of("b", "a")
+    started = pm.fit(0, method="advi", model=other, start=approx, progressbar=False)
+    np.testing.assert_allclose(started.mean.eval(), [-7, 3], atol=1e-3)
+    with pytest.raises(ValueError, match="both say where to start"):
+        pm.fit(0, model=other, start=approx, init="mode", progressbar=False)
+    with pytest.raises(ValueError, match="both say where to start"):
+        pm.fit(0, model=other, start=approx, start_sigma={"_a": 1.0}, progressbar=False)
+
+
 @pytest.mark.parametrize("method", ["advi", "fullrank_advi"])
 def test_advi_starts_from_it(gamma, method):
     model, approx, _ = gamma

@@ -16,6 +16,7 @@ import warnings
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import pymc as pm
 
@@ -236,16 +237,71 @@ def test_report_of_transformed_variables(streamed, point):
         )
     posterior = trace["prior"].to_dataset()
     posterior["ends"].values.sort()  # draws from the prior are not in order
-    trace = {"posterior": posterior}
+    assert posterior["effect"].dims == ("chain", "draw", "group")
+    posterior["effect"] = posterior["effect"].transpose("group", "draw", "chain")
+    trace = xr.DataTree.from_dict({"posterior": posterior})
     # All rows are in the sample.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = subsample_report(trace, small, streamed, **quick)
     assert isinstance(report, SubsampleReport)
     assert report.error < 1e-6
-    trace = {"posterior": posterior.drop_vars("sd")}
-    with pytest.raises(ValueError, match="the trace has no 'sd'"):
+    trace = xr.DataTree.from_dict({"posterior": posterior.drop_vars("sd")})
+    with pytest.raises(ValueError, match=r"no draws of \['sd'\]"):
         subsample_report(trace, small, streamed, **quick)
+
+
+def test_a_density_that_goes_up_again_is_refused():
+    """Three rows of a group, all of them ones: some samples have most of them."""
+    rng = np.random.default_rng(0)
+    group, y = np.zeros(N, int), rng.integers(2, size=N)
+    group[:3] = y[:3] = 1
+    ds = StreamingDataset({"g": group, "y": y}, batch_size=500, check_order="ignore")
+    with pm.Model() as model:
+        effect = pm.Normal("effect", 0, 2, shape=2)
+        pm.Bernoulli("y", logit_p=effect[ds["g"]], observed=ds["y"], total_size=N)
+    point = {"effect": np.array([0.0, 1.76])}
+    outcomes = {}
+    for seed in range(8):
+        try:
+            small = subsample_model(model, N // 5, point, random_seed=seed, progressbar=False)
+            outcomes[int(small["stream"].get_value()[:, 0].sum())] = None
+        except ValueError as error:
+            outcomes["refused"] = str(error)
+    assert "few rows tell of `effect[1]`" in outcomes.pop("refused")
+    assert set(outcomes) <= {0, 1}
+
+
+def test_streams_of_one_name_and_data_beside():
+    one, two = (
+        StreamingDataset({"y": rng.normal(size=1000)}, batch_size=50, check_order="ignore")
+        for rng in map(np.random.default_rng, (1, 2))
+    )
+    with pm.Model() as model:
+        mu = pm.Normal("mu") * pm.Data("scale", 1.0)
+        pm.Normal("a", mu, 1, observed=one["y"], total_size=1000)
+        pm.Normal("b", mu, 1, observed=two["y"], total_size=1000)
+    small = subsample_model(model, 100, {"mu": 0.0}, **quick)
+    assert {"stream", "stream_"} < set(small.named_vars)
+    full = FullDataLogp(model, progressbar=False)
+    np.testing.assert_allclose(small.compile_logp()({"mu": 0.1}), full.logp(np.array([0.1])))
+    with small:
+        trace = pm.sample_prior_predictive(5, random_seed=1, var_names=["mu"])
+    trace = xr.DataTree.from_dict({"posterior": trace["prior"].to_dataset()})
+    report = subsample_report(trace, small, model, **quick)
+    assert report.n_rows == 100
+
+
+def test_draws_that_all_rows_rule_out_are_an_error():
+    ds = StreamingDataset({"y": np.linspace(0, 1, 1000)}, batch_size=50, check_order="ignore")
+    with pm.Model() as model:
+        upper = pm.Gamma("upper", 2, 1)
+        pm.Uniform("y", 0, upper, observed=ds["y"], total_size=1000)
+    small = subsample_model(model, 10, {"upper": 1.5}, **quick)
+    posterior = xr.Dataset({"upper": (("chain", "draw"), [[1.5, 0.999]])})
+    trace = xr.DataTree.from_dict({"posterior": posterior})
+    with pytest.raises(ValueError, match="1 of 2 draws have no density over all rows"):
+        subsample_report(trace, small, model, **quick)
 
 
 def test_refusals(logistic):
@@ -260,6 +316,10 @@ def test_refusals(logistic):
         model = logistic_model({"x": x, "y": y})
     with pytest.raises(ValueError, match="`y` uses a minibatch without total_size"):
         subsample_model(model, **quick)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=r"total_size=4,000.* total_size=2000"):
+            subsample_model(logistic_model(ds, total_size=4000), at={"a": 0, "b": 0}, **quick)
     with logistic_model(ds, total_size=2000) as model:
         pm.Potential("extra", -(ds["x"].sum() ** 2) * 0)
     with pytest.raises(ValueError, match="Potential `extra` uses rows"):
