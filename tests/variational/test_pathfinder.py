@@ -269,7 +269,7 @@ def test_sample_takes_each_draw_once_before_one_again(gamma):
 
 @pytest.mark.parametrize("importance_sampling", ["psis", None])
 def test_a_few_draws(gamma, importance_sampling):
-    approx = fit(gamma, num_draws=3, importance_sampling=importance_sampling)
+    approx = fit(gamma[0], num_draws=3, importance_sampling=importance_sampling)
     assert approx.params_dict["histogram"].get_value().shape[0] == 3
 
 
