@@ -261,13 +261,13 @@ def subsample_report(
     """
     start = time.perf_counter()
     full = FullDataLogp(model, progressbar=progressbar)
+    constrained = free_values(trace, subsampled)
     posterior = trace["posterior"]
     n_chains, n_each = posterior.sizes["chain"], posterior.sizes["draw"]
     n_draws = min(positive_int(n_draws, "n_draws"), n_chains * n_each)
     rng = np.random.default_rng(seed_of(random_seed))
     picks = np.sort(rng.choice(n_chains * n_each, n_draws, replace=False))
     draws = np.column_stack([picks // n_each, picks % n_each])
-    constrained = free_values(trace, subsampled)
     placeholders = {rv: rv.type() for rv in constrained}
     vector = compile(
         list(placeholders.values()),
