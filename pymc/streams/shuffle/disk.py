@@ -34,7 +34,8 @@ from rich.progress import Progress
 from pymc.streams.blocks import bytes_of
 from pymc.streams.prefetch import Prefetch
 from pymc.streams.shuffle.records import Records
-from pymc.streams.sources.parquet import MANIFEST, READ_ROWS, find_files, parquet_source, stamp_of
+from pymc.streams.sources.files import MANIFEST, find_files, stamp_of
+from pymc.streams.sources.parquet import READ_ROWS, parquet_source
 from pymc.streams.sources.tables import (
     BlockTables,
     Contents,

@@ -14,9 +14,7 @@
 """Sources: rows from files on disk, a row group at a time."""
 
 import copy
-import glob
 import os
-import threading
 
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
@@ -26,10 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from cachetools import LRUCache, cached
-
 from pymc.streams.blocks import arrow_to_numpy, check_exact, check_finite, n_rows_of
 from pymc.streams.position import Seed, checksum, random_order, seed_of
+from pymc.streams.sources.files import MANIFEST, find_files, footer_of, import_parquet, stamp_of
 
 __all__ = ["parquet_source"]
 
@@ -42,11 +39,6 @@ SLICE_ROWS = 16_384
 OPEN_ROW_GROUPS = 16
 # Bytes of a column that are read at a time.
 BUFFER_BYTES = 65_536
-# Files' footers are kept for so many column chunks, some hundred bytes each, for all sources
-# together, as a compiled model keeps its source; the others are read again.
-KEPT_FOOTERS = 65_536
-# What a folder that pre_shuffle has written holds.
-MANIFEST = "_manifest.json"
 # Row groups whose statistics are looked at: reading those of thousands takes seconds.
 MAX_RANGES = 512
 
@@ -159,7 +151,7 @@ class parquet_source:
         types = []
         for i, file in enumerate(self.files):
             try:
-                metadata = _footer(file, self._stamps[i])
+                metadata = footer_of(file, self._stamps[i])
             except Exception as error:
                 raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
             schema = metadata.schema.to_arrow_schema()
@@ -277,7 +269,7 @@ class parquet_source:
         chosen = np.unique(np.linspace(0, self.n_row_groups - 1, MAX_RANGES).astype(int))
         ranges: dict[str, list[tuple[Any, Any]]] = {}
         for i, group in self._row_groups[chosen, :2].tolist():
-            row_group = _footer(self.files[i], self._stamps[i]).row_group(group)
+            row_group = footer_of(self.files[i], self._stamps[i]).row_group(group)
             for j in range(row_group.num_columns):
                 column = row_group.column(j)
                 if column.is_stats_set and column.statistics.has_min_max:
@@ -375,7 +367,7 @@ class parquet_source:
         try:
             self._check_unchanged(i)
             # Buffered, and not ahead: else pyarrow holds whole row groups, however large.
-            footer = _footer(self.files[i], self._stamps[i])
+            footer = footer_of(self.files[i], self._stamps[i])
             with pq.ParquetFile(
                 self.files[i], metadata=footer, buffer_size=BUFFER_BYTES, pre_buffer=False
             ) as reader:
@@ -431,64 +423,6 @@ class parquet_source:
             check_exact(values, dtype, what)
             block[name] = values.astype(dtype, copy=False)
         return block
-
-
-@cached(
-    LRUCache(KEPT_FOOTERS, getsizeof=lambda footer: 1 + footer.num_row_groups * footer.num_columns),
-    lock=threading.Lock(),
-)
-def _footer(file: Path, stamp: tuple[int, int]) -> Any:
-    """Read the footer of a file, as it was at the time of a stamp."""
-    return import_parquet("parquet_source").read_metadata(file)
-
-
-def stamp_of(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def import_parquet(who: str) -> Any:
-    """Import pyarrow where it is used: PyMC does not depend on it."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            f"{who} needs pyarrow, which is not installed: pip install pyarrow"
-        ) from error
-    return pyarrow.parquet
-
-
-def find_files(paths: list[Path]) -> list[Path]:
-    files = [file for path in paths for file in _expand(path)]
-    if not files:
-        raise FileNotFoundError("the list of Parquet files is empty.")
-    places = Counter(file.resolve() for file in files)
-    twice = sorted(str(file) for file, count in places.items() if count > 1)
-    if twice:
-        raise ValueError(f"listed twice, so that their rows would count twice: {twice}.")
-    return files
-
-
-def _expand(place: Path) -> list[Path]:
-    """List the files that one path stands for."""
-    if place.is_dir():
-        files = sorted(
-            file
-            for file in place.rglob("*.parquet")
-            if not any(part[0] in "._" for part in file.relative_to(place).parts)
-        )
-        if not files:
-            raise FileNotFoundError(f"no *.parquet file in the folder {place}.")
-        return files
-    if place.is_file():
-        return [place]
-    if glob.has_magic(str(place)):
-        files = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
-        files = [file for file in files if file.is_file()]
-        if not files:
-            raise FileNotFoundError(f"no file matches {place}.")
-        return files
-    raise FileNotFoundError(f"no Parquet file or folder at {place}.")
 
 
 def _numpy_dtype(schema: Any, counts: Counter, name: str, file: Path) -> np.dtype:

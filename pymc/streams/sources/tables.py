@@ -28,13 +28,8 @@ import pandas as pd
 from pandas.util import hash_array
 
 from pymc.streams.blocks import Blocks, is_arrow, raw_blocks
-from pymc.streams.sources.parquet import (
-    READ_ROWS,
-    find_files,
-    import_parquet,
-    parquet_source,
-    stamp_of,
-)
+from pymc.streams.sources.files import find_files, import_parquet, stamp_of
+from pymc.streams.sources.parquet import READ_ROWS, parquet_source
 
 # Bytes decoded at a time, which is what fewer than READ_ROWS wide rows take.
 READ_BYTES = 2**23
