@@ -172,9 +172,9 @@ class shuffle_buffer:
             order = random_order(filled, self.seed, self._name, epoch, window)
             yield from _drain(rows, form, order[skipped:])
 
-    def unshuffled(self) -> Iterator[Block]:
-        """Give one epoch in the order of the source, past the shuffle."""
-        return self._blocks.unshuffled()
+    def unshuffled(self, start: int = 0) -> Iterator[Block]:
+        """Give one epoch from row ``start`` on, in the order of the source, past the shuffle."""
+        return self._blocks.unshuffled(start)
 
     @property
     def seekable(self) -> bool:

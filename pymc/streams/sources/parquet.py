@@ -291,17 +291,27 @@ class parquet_source:
         self._check_files()
         return self._in_order(range(self.n_row_groups), 0)
 
-    def unshuffled(self) -> Iterator[dict[str, np.ndarray]]:
-        """Give one epoch in the order of the files, in blocks that may span row groups of a file."""
-        self._check_files()
-        starts = np.flatnonzero(np.diff(self._row_groups[:, 0], prepend=-1))
-        files = np.split(np.arange(self.n_row_groups), starts[1:])
-        return chain.from_iterable(self._whole_file(numbers.tolist()) for numbers in files)
+    def unshuffled(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Give one epoch from row ``start`` on, in the order of the files.
 
-    def _whole_file(self, numbers: list[int]) -> Iterator[dict[str, np.ndarray]]:
-        """Read all row groups of a file, which is opened once: that takes time."""
+        Blocks may span row groups of a file. Row groups before ``start`` are counted, not read.
+        """
+        self._check_files()
+        n_rows = self._row_groups[:, 2]
+        ends = np.cumsum([sum(kept) for kept in self._kept] if self._drop else n_rows)
+        first = int(np.searchsorted(ends, start, side="right"))
+        skipped = start - int(ends[first - 1]) if first else start
+        starts = np.flatnonzero(np.diff(self._row_groups[first:, 0], prepend=-1))
+        files = np.split(np.arange(first, self.n_row_groups), starts[1:]) if len(starts) else []
+        return chain.from_iterable(
+            self._whole_file(numbers.tolist(), 0 if i else skipped)
+            for i, numbers in enumerate(files)
+        )
+
+    def _whole_file(self, numbers: list[int], start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Read row groups of a file from row ``start`` on; it is opened once: that takes time."""
         try:
-            yield from self._read(numbers, self._read_rows)
+            yield from self._read(numbers, self._read_rows, start)
             return
         except (ValueError, OSError) as error:
             failed = error
