@@ -179,6 +179,8 @@ class Keys(Converter):
 
         try:
             if isinstance(values, pa.Array):
+                if is_string(values.type) != is_string(self._type):  # which Arrow would parse
+                    raise TypeError(f"{values.type}, such as {values[0]}")
                 return values.cast(self._type)
             return pa.array(list(values), type=self._type)
         except (pa.ArrowException, TypeError, OverflowError) as error:
