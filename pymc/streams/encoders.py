@@ -116,6 +116,10 @@ class Keys(Converter):
         The categories, once they are known.
     """
 
+    # Of many categories, in the order of their hashes: the hashes, and which ones they are of.
+    _hashes: np.ndarray
+    _order: np.ndarray
+
     def __init__(self, name: str, arrow_type: Any, unknown: Any):
         super().__init__(name, np.int32)
         self.type, self._unknown = arrow_type, unknown

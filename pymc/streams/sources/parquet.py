@@ -238,7 +238,11 @@ class parquet_source:
         if self._n_in_files == 0:
             raise ValueError(f"no rows in the {len(self.files)} file(s) at {path}.")
         self._schema = joined_schema(schemas, columns)
-        self._options = {"unknown": unknown, "time_unit": time_unit, "decimals": decimals}
+        self._options: dict[str, Any] = {
+            "unknown": unknown,
+            "time_unit": time_unit,
+            "decimals": decimals,
+        }
         self._encoding = Encoding.of(
             self._schema, categories=categories, where=self.files[0], **self._options
         )
@@ -469,9 +473,14 @@ class parquet_source:
 
     def _over(self, path: str | os.PathLike, seed: Seed) -> "parquet_source":
         """Return a source over other files, whose columns become the same numbers."""
-        columns = self._encoding.raw_columns
-        options = {"columns": columns, "categories": self.categories, **self._options}
-        return parquet_source(path, shuffle_row_groups=True, seed=seed, **options)
+        return parquet_source(
+            path,
+            columns=self._encoding.raw_columns,
+            shuffle_row_groups=True,
+            seed=seed,
+            categories=self.categories,
+            **self._options,
+        )
 
     def _whole_file(self, numbers: list[int], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read row groups of a file from row ``start`` on; it is opened once: that takes time."""
