@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from pymc.streams.blocks import BlockFormat, Blocks, check_exact, positive_int, to_block
+from tests.conftest import require
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
@@ -74,20 +75,6 @@ def test_check_exact_rounds_floats():
     check_exact(np.array([0.1]), np.dtype("float32"), "column 'x'")
 
 
-class Polars:
-    """As a polars DataFrame is: exports Arrow data, and iterating gives its columns."""
-
-    def __init__(self, table):
-        self._table = table
-        self.schema = table.schema
-
-    def __arrow_c_stream__(self, requested_schema=None):
-        return self._table.__arrow_c_stream__(requested_schema)
-
-    def __iter__(self):
-        return iter(self._table.columns)
-
-
 def table(form):
     pa = pytest.importorskip("pyarrow")
     columns = {"x": np.array([0.5, 1.5]), "y": np.array([1, 2])}
@@ -98,7 +85,7 @@ def table(form):
     if form == "batch":
         return pa.RecordBatch.from_pydict(columns)
     if form == "polars":
-        return Polars(pa.table(columns))
+        return require("polars").DataFrame(columns)
     return {"mapping": columns, "pandas": pd.DataFrame(columns)}[form]
 
 
@@ -128,7 +115,12 @@ def test_tables_are_sources(form):
         (np.array([None]), TypeError, "not numeric"),
         ({"t": np.array(["2026-01-01"], dtype="datetime64[s]")}, TypeError, "column 't'"),
         (1.5, ValueError, "block 3: a single number"),
-        ([1.5, 2.5], ValueError, "block 3, array 0: a single number"),
+        ([1.5, 2.5], TypeError, r"block 3: a single row, a list .*pandas.DataFrame\(rows"),
+        ((1.5, "AA", None), TypeError, "block 3: a single row, a tuple"),
+        ({"x": 1.5, "k": "AA"}, TypeError, "block 3: a single row, a dict"),
+        ([(1.5, 2)] * 9, TypeError, r"a list of 9 rows, of type tuple.*pandas.DataFrame\(rows"),
+        ([{"x": 1.5}] * 2, TypeError, "a list of 2 rows, of type dict"),
+        (((1.5, 2), (2.5, 3)), TypeError, "a tuple of 2 rows, of type tuple"),
         ({}, ValueError, "no columns"),
         ((), ValueError, "no columns"),
         ({"x": np.zeros((2, 2))}, ValueError, r"'x' \(2, 2\)"),
