@@ -233,7 +233,7 @@ def parts_of(block: Block) -> list[np.ndarray]:
 
 
 def n_rows_of(block: Block) -> int:
-    return len(parts_of(block)[0])
+    return parts_of(block)[0].shape[0]
 
 
 @dataclass(frozen=True)
@@ -456,9 +456,8 @@ class Blocks:
                 raise
             raise RuntimeError(
                 "the source reads from an SQLite connection of another thread, as streams read ahead "
-                "in a thread. Open it in a function that is the source; or allow it, "
-                "sqlite3.connect(path, check_same_thread=False); or read in the thread of the fit, "
-                "StreamingDataset(..., prefetch=0)."
+                "in a thread. Allow it, sqlite3.connect(path, check_same_thread=False), as one thread "
+                "at a time does; or read in the thread of the fit, StreamingDataset(..., prefetch=0)."
             ) from error
 
     @property
@@ -548,7 +547,7 @@ def _tables_of(opened: Any) -> Iterable[Any] | None:
 
 def _reader_of(path: Any) -> str:
     """Name the source that reads a path."""
-    from pymc.streams.sources.opening import FORMATS
+    from pymc.streams.sources.files import FORMATS
 
     others = any(FORMATS.get(suffix, "parquet") != "parquet" for suffix in Path(str(path)).suffixes)
     return "table_source" if others else "parquet_source"

@@ -260,3 +260,49 @@ def test_array_likes_are_sliced_not_converted():
 
     blocks = Blocks(OnDisk())
     assert blocks.n_rows == sum(map(len, blocks.epoch(0))) == 150_000
+
+
+class OnDisk:
+    """An array in chunks, as those of h5py and zarr are, that keeps what is read of it."""
+
+    def __init__(self, values, chunk_rows):
+        self._values, self.shape, self.ndim = values, values.shape, values.ndim
+        self.dtype, self.nbytes = values.dtype, values.nbytes
+        self.slices = []
+        self._chunk_rows = chunk_rows
+
+    @property
+    def chunks(self):
+        return (self._chunk_rows, *self.shape[1:])
+
+    def __getitem__(self, rows):
+        self.slices.append((rows.start, rows.stop))
+        return self._values[rows]
+
+    def __array__(self, *args, **kwargs):
+        raise AssertionError("taken into memory")
+
+
+@pytest.mark.parametrize(
+    ("chunk_rows", "step"), [(100, 65_500), (70_000, 70_000), (65_536, 65_536), (200_000, 200_000)]
+)
+@pytest.mark.parametrize("start", [0, 65_500, 150])
+@pytest.mark.parametrize("form", [lambda a: a, lambda a: {"x": a}, lambda a: (a, a)])
+def test_arrays_on_disk_are_read_by_whole_chunks(form, start, chunk_rows, step):
+    array = OnDisk(np.arange(200_000), chunk_rows)
+    blocks = Blocks(form(array))
+    assert (blocks.n_rows, blocks.seekable) == (200_000, True)
+    assert array.slices == []
+    read = list(blocks.epoch(0, start))
+    parts = [block["x"] if isinstance(block, dict) else block for block in read]
+    parts = [part[0] if isinstance(part, tuple) else part for part in parts]
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(start, 200_000))
+    bounds = sorted({bound for bounds in array.slices for bound in bounds} - {start, 200_000})
+    assert bounds == [row for row in range(step, 200_000, step) if row > start]
+
+
+def test_wide_arrays_on_disk_are_read_few_rows_at_a_time():
+    array = OnDisk(np.zeros((1000, 2**17)), 10)
+    next(Blocks(array).epoch(0))
+    assert array.slices == [(0, 30)]
+    assert Blocks(array).n_bytes == 1000 * 2**20

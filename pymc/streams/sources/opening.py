@@ -36,22 +36,9 @@ from pymc.streams.sources.arrow import (
     batch_rows,
     table_of,
 )
-from pymc.streams.sources.files import import_parquet
+from pymc.streams.sources.files import FORMATS, import_parquet
 from pymc.streams.sources.lakes import refuse_lakes
 from pymc.streams.sources.libraries import KINDS
-
-# What file names end with, and what pyarrow.dataset calls the format.
-FORMATS = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".arrow": "ipc",
-    ".ipc": "ipc",
-    ".feather": "feather",
-    ".orc": "orc",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-}
 
 
 class BlockRows(ArrowRows):
@@ -139,17 +126,20 @@ def dataset_at(path: Any, file_format: str | None) -> Any:
     except pa.ArrowException as error:
         raise ValueError(f"{path}: {error}") from error
     partitions = [field for field in data.schema if field.name not in schema.names]
-    return data.replace_schema(pa.schema([*schema, *partitions]))
+    schema = pa.schema([*schema, *partitions])
+    return pads.dataset(where, format=file_format, partitioning="hive", schema=schema)
 
 
 def _format_of(places: list[Path]) -> str:
     """Tell the format from the names of files."""
-    files = [
-        file
-        for place in places
-        for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
-        if file.is_file() and file.name[0] not in "._"
-    ]
+    files = []
+    for place in places:
+        below = [file for file in place.rglob("*") if file.is_file()] if place.is_dir() else []
+        # pyarrow.dataset passes over the others as well.
+        files += [f for f in below if not any(p[0] in "._" for p in f.relative_to(place).parts)]
+        files += [] if place.is_dir() else [place]
+    if not files:
+        raise FileNotFoundError(f"no file in the folder {', '.join(map(str, places))}.")
     # Of data.csv.gz the ending before counts.
     endings = {
         next((FORMATS[s] for s in reversed(f.suffixes) if s in FORMATS), None) for f in files

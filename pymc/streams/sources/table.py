@@ -169,16 +169,16 @@ class table_source:
         self._kept: list[int] | None = None
         self.n_dropped = 0
         if self._encoding.unfound:
-            found = Categories(self._encoding.unfound)
+            found, n_rows = Categories(self._encoding.unfound), 0
             for _, table in self._tables(self._encoding.unfound):
                 found.add(table)
+                n_rows += table.num_rows
+            self._check_rows(n_rows)
             self._encoding = self._encoding.with_categories(found.found())
         if self._drop or filters is not None:
             self._kept = self._count_kept()
         self.n_rows = self._rows.count() if self._kept is None else sum(self._kept)
-        if self.n_rows == 0:
-            left = "" if self._kept is None else " left"
-            raise ValueError(f"{self._rows.name}: no rows{left}.")
+        self._check_rows(self.n_rows)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self.read(0)
@@ -250,6 +250,10 @@ class table_source:
     @property
     def _sizes(self) -> list[int]:
         return [size for size, _ in self._stamps]
+
+    def _check_rows(self, n_rows: int | None) -> None:
+        if n_rows == 0:
+            raise ValueError(f"{self._rows.name}: no rows that are to be read.")
 
     def _look_at_files(self) -> list[tuple[int, int]]:
         """Look at the local files: their sizes and times tell whether they have changed."""
