@@ -23,6 +23,8 @@ import pandas as pd
 
 # Rows that are read at a time, and fewer of them where they take more bytes than this.
 BATCH_ROWS, BATCH_BYTES = 65_536, 2**23
+# Bytes of a column of a Parquet file that are read at a time.
+BUFFER_BYTES = 65_536
 # What a value without a fixed width, a string say, is taken for.
 VALUE_BYTES = 32
 
@@ -79,7 +81,7 @@ class SeekableRows(ArrowRows):
 
 
 class TableRows(SeekableRows):
-    """A table in memory, of pyarrow or polars: of slices of it nothing is copied."""
+    """A table in memory: of slices of it nothing is copied."""
 
     name = "Arrow table"
 
@@ -88,7 +90,7 @@ class TableRows(SeekableRows):
 
         self._table = pa.table(data)
         self.n_bytes = self._table.nbytes
-        # polars' strings are of a type that Arrow computes little with.
+        # Arrow computes little with views.
         self.schema = pa.schema(
             field.with_type(pa.large_string()) if field.type == "string_view" else field
             for field in self._table.schema
@@ -141,9 +143,11 @@ class DatasetRows(ArrowRows):
         import pyarrow.dataset as pads
 
         options: dict[str, Any] = {}
-        if getattr(getattr(self._dataset, "format", None), "type_name", None) == "parquet":
+        if isinstance(getattr(self._dataset, "format", None), pads.ParquetFileFormat):
             # Else it holds several row groups, however large.
-            options["fragment_scan_options"] = pads.ParquetFragmentScanOptions(pre_buffer=False)
+            options["fragment_scan_options"] = pads.ParquetFragmentScanOptions(
+                pre_buffer=False, use_buffered_stream=True, buffer_size=BUFFER_BYTES
+            )
         try:
             yield from self._dataset.to_batches(
                 columns=list(columns),

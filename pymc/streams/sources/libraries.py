@@ -18,7 +18,25 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pymc.streams.sources.arrow import ArrowRows, DatasetRows, SeekableRows, from_pandas
+from pymc.streams.sources.arrow import ArrowRows, DatasetRows, SeekableRows, from_pandas, schema_of
+
+
+class PolarsRows(SeekableRows):
+    """A polars DataFrame, which is converted slice by slice: as a whole it would be copied."""
+
+    name = "DataFrame"
+
+    def __init__(self, data: Any):
+        self._frame = data
+        self.schema = data.limit(0).to_arrow().schema
+        self.n_bytes = data.estimated_size()
+
+    def count(self) -> int:
+        return len(self._frame)
+
+    def rows(self, columns: Sequence[str], start: int, stop: int) -> Any:
+        rows = self._frame.select(list(columns)).slice(start, stop - start).to_arrow()
+        return rows.cast(schema_of(self.schema, columns))
 
 
 class LazyFrameRows(ArrowRows):
@@ -39,7 +57,7 @@ class LazyFrameRows(ArrowRows):
 
     def batches(self, columns: Sequence[str], n_rows: int) -> Iterator[Any]:
         frames = self._frame.select(list(columns)).collect_batches(
-            chunk_size=n_rows, maintain_order=True, lazy=True
+            chunk_size=n_rows, maintain_order=True, lazy=True, engine="streaming"
         )
         return (frame.to_arrow() for frame in frames)
 
@@ -167,6 +185,7 @@ def _delta(data: Any) -> ArrowRows:
 
 # How objects are read, by what their classes have.
 KINDS: dict[tuple[str, ...], Callable[[Any], ArrowRows]] = {
+    ("collect_schema", "to_arrow", "slice"): PolarsRows,
     ("collect_schema", "explain"): LazyFrameRows,
     ("sql_query", "fetch_arrow_table"): DuckDBRows,
     ("with_format", "iter", "__len__"): HuggingFaceRows,
