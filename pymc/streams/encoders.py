@@ -107,11 +107,22 @@ class Keys(Converter):
         The type of its categories.
     unknown : value or None
         The category that stands for all values that are not among them.
+
+    Attributes
+    ----------
+    type : pyarrow.DataType
+        The type of its categories.
+    levels : pyarrow.Array or None
+        The categories, once they are known.
     """
+
+    # Of many categories, in the order of their hashes: the hashes, and which ones they are of.
+    _hashes: np.ndarray
+    _order: np.ndarray
 
     def __init__(self, name: str, arrow_type: Any, unknown: Any):
         super().__init__(name, np.int32)
-        self._type, self._unknown = arrow_type, unknown
+        self.type, self._unknown = arrow_type, unknown
         self.levels: Any = None
 
     def with_levels(self, levels: Any, what: str) -> "Keys":
@@ -128,7 +139,7 @@ class Keys(Converter):
                 other.levels = pa.concat_arrays([other.levels, rest])
         if len(other.levels) == 0:
             raise ValueError(f"{what}: it has no categories.")
-        if len(other.levels) > FEW_LEVELS:
+        if not other.has_few:
             hashes = _hashes(other.levels)
             other._order = np.argsort(hashes)
             other._hashes = hashes[other._order]
@@ -139,6 +150,11 @@ class Keys(Converter):
 
     def __call__(self, column: Any, what: str) -> Columns:
         return super().__call__(_with_nulls_outside(column), what)
+
+    @property
+    def has_few(self) -> bool:
+        """Whether they are few, or not known yet."""
+        return self.levels is None or len(self.levels) <= FEW_LEVELS
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -166,7 +182,7 @@ class Keys(Converter):
         """Look up values, those that are not there as -1."""
         import pyarrow.compute as pc
 
-        if len(self.levels) <= FEW_LEVELS:
+        if self.has_few:
             found = pc.index_in(values, value_set=self.levels)
             return found.fill_null(-1).to_numpy(zero_copy_only=False).copy()
         last = len(self.levels) - 1
@@ -179,10 +195,12 @@ class Keys(Converter):
 
         try:
             if isinstance(values, pa.Array):
-                return values.cast(self._type)
-            return pa.array(list(values), type=self._type)
+                if is_string(values.type) != is_string(self.type):  # which Arrow would parse
+                    raise TypeError(f"{values.type}, such as {values[0]}")
+                return values.cast(self.type)
+            return pa.array(list(values), type=self.type)
         except (pa.ArrowException, TypeError, OverflowError) as error:
-            raise TypeError(f"{what}: values that are no {self._type}: {error}") from error
+            raise TypeError(f"{what}: values that are no {self.type}: {error}") from error
 
     def _refuse(self, value: Any, what: str) -> None:
         n_levels = len(self.levels)
@@ -200,22 +218,16 @@ class Times(Converter):
     """A column of times: numbers of a unit, in UTC where they know their time zone."""
 
     def __init__(self, name: str, arrow_type: Any, time_unit: str):
-        import pyarrow.types as pt
-
         super().__init__(name)
-        self._unit = TIME_UNITS[time_unit]
-        since = " since 1970-01-01"
-        if pt.is_time(arrow_type):
-            since = " since midnight"
-        elif pt.is_duration(arrow_type):
-            since = ""
-        elif pt.is_timestamp(arrow_type) and arrow_type.tz is not None:
-            since += " UTC"
-        self.unit = f"{time_unit}{since}"
+        self._unit, self._since = TIME_UNITS[time_unit], _since(arrow_type)
+        self.unit = f"{time_unit}{self._since}"
 
     def _converted(self, column: Any, what: str) -> np.ndarray:
         import pyarrow as pa
+        import pyarrow.types as pt
 
+        if not pt.is_temporal(column.type) or _since(column.type) != self._since:
+            raise TypeError(f"{what}: values of type {column.type}, which are not in {self.unit}.")
         is_date = column.type == "date32"
         tick = TIME_UNITS["D" if is_date else getattr(column.type, "unit", "ms")]
         ticks = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
@@ -288,7 +300,7 @@ def encoder_of(
     import pyarrow.types as pt
 
     value_type = arrow_type.value_type if _is_dictionary(arrow_type) else arrow_type
-    if _is_string(value_type):
+    if is_string(value_type):
         value_type = pa.large_string()
     if levels is not None or _is_dictionary(arrow_type) or value_type == "large_string":
         if pt.is_floating(value_type) or pt.is_nested(value_type) or pt.is_null(value_type):
@@ -316,6 +328,32 @@ def encoder_of(
     )
 
 
+def common_type(one: Any, other: Any) -> Any:
+    """Return a type for values of both types, or None where they become different numbers."""
+    import pyarrow as pa
+    import pyarrow.types as pt
+
+    if one.equals(other):
+        return one
+    if _is_number(one) and _is_number(other):
+        dtypes = one.to_pandas_dtype(), other.to_pandas_dtype()
+        return pa.from_numpy_dtype(np.result_type(*dtypes))
+    if pt.is_fixed_size_list(one) and pt.is_fixed_size_list(other):
+        of_both = common_type(one.value_type, other.value_type)
+        return of_both and one.list_size == other.list_size and pa.list_(of_both, one.list_size)
+    if _is_dictionary(one) or _is_dictionary(other):
+        values = [t.value_type if _is_dictionary(t) else t for t in (one, other)]
+        of_both = common_type(*values)
+        return of_both and pa.dictionary(pa.int32(), of_both)
+    if is_string(one) and is_string(other):
+        return pa.large_string()
+    if pt.is_decimal(one) and pt.is_decimal(other):
+        return one
+    if pt.is_temporal(one) and pt.is_temporal(other):
+        return one if _since(one) == _since(other) else None
+    return None
+
+
 def check_no_nulls(column: Any, what: str) -> None:
     if column.null_count:
         arrow_to_numpy(column, what)
@@ -327,7 +365,19 @@ def _is_number(arrow_type: Any) -> bool:
     return pt.is_integer(arrow_type) or pt.is_floating(arrow_type) or pt.is_boolean(arrow_type)
 
 
-def _is_string(arrow_type: Any) -> bool:
+def _since(arrow_type: Any) -> str:
+    """Say since when times of a type are counted."""
+    import pyarrow.types as pt
+
+    if pt.is_time(arrow_type):
+        return " since midnight"
+    if pt.is_duration(arrow_type):
+        return ""
+    zoned = pt.is_timestamp(arrow_type) and arrow_type.tz is not None
+    return " since 1970-01-01 UTC" if zoned else " since 1970-01-01"
+
+
+def is_string(arrow_type: Any) -> bool:
     import pyarrow.types as pt
 
     return (
@@ -363,8 +413,13 @@ def distinct(column: Any) -> Any:
     if _is_dictionary(values.type):
         values = values.dictionary_decode()
     values = values.drop_null()
-    return values.cast(pa.large_string()) if _is_string(values.type) else values
+    return values.cast(pa.large_string()) if is_string(values.type) else values
 
 
 def _hashes(values: Any) -> np.ndarray:
-    return hash_array(values.to_numpy(zero_copy_only=False), categorize=False)
+    """Hash values to 64 bits, some at a time, as strings become objects on the way."""
+    hashes = np.empty(len(values), dtype=np.uint64)
+    for start in range(0, len(values), FEW_LEVELS):
+        some = values.slice(start, FEW_LEVELS).to_numpy(zero_copy_only=False)
+        hashes[start : start + FEW_LEVELS] = hash_array(some, categorize=False)
+    return hashes
