@@ -13,11 +13,25 @@
 #   limitations under the License.
 """Fixtures under upstream's names, so that the tests run unchanged in upstream's tree."""
 
+import importlib
+import os
 import warnings
+
+from types import ModuleType
 
 import numpy as np
 import pytensor
 import pytest
+
+
+def require(name: str) -> ModuleType:
+    """Import an optional library, or skip the test with the reason; in CI it must be there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"the extra test lacks {name}: {error}")
+        pytest.skip(f"{name} is not installed")
 
 
 @pytest.fixture(autouse=True)

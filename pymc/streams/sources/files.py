@@ -22,11 +22,25 @@ from typing import Any
 
 from cachetools import LRUCache, cached
 
+from pymc.streams.sources.lakes import refuse_lakes
+
 # Files' footers are kept for so many column chunks, some hundred bytes each, for all sources
 # together, as a compiled model keeps its source; the others are read again.
 KEPT_FOOTERS = 65_536
 # What a folder that pre_shuffle has written holds.
 MANIFEST = "_manifest.json"
+# What file names end with, and what pyarrow.dataset calls the format.
+FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".arrow": "ipc",
+    ".ipc": "ipc",
+    ".feather": "ipc",
+    ".orc": "orc",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+}
 
 
 @cached(
@@ -56,6 +70,7 @@ def import_parquet(who: str) -> Any:
 
 def find_files(paths: list[Path]) -> list[Path]:
     files = [file for path in paths for file in _expand(path)]
+    refuse_lakes(files)
     if not files:
         raise FileNotFoundError("the list of Parquet files is empty.")
     places = Counter(file.resolve() for file in files)
@@ -74,9 +89,14 @@ def _expand(place: Path) -> list[Path]:
             if not any(part[0] in "._" for part in file.relative_to(place).parts)
         )
         if not files:
-            raise FileNotFoundError(f"no *.parquet file in the folder {place}.")
+            raise FileNotFoundError(
+                f"no *.parquet file in the folder {place}. CSV, Arrow and other files are read by "
+                "table_source."
+            )
         return files
     if place.is_file():
+        if FORMATS.get(place.suffix, "parquet") != "parquet":
+            raise ValueError(f"{place}: not a Parquet file. Read it: table_source({str(place)!r}).")
         return [place]
     if glob.has_magic(str(place)):
         files = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
