@@ -470,6 +470,7 @@ class Laplace(Inference):
         backend=None,
         include_transformed=False,
         compile_kwargs=None,
+        executor=None,
         **kwargs,
     ):
         """Find the mode and the curvature there.
@@ -486,6 +487,9 @@ class Laplace(Inference):
             See :func:`pymc.fit`.
         compile_kwargs : dict, optional
             Arguments for :func:`pytensor.function`.
+        executor : Executor, optional
+            What makes the passes over all rows: see
+            :class:`~pymc.variational.streaming.FullDataLogp`.
 
         Returns
         -------
@@ -514,6 +518,7 @@ class Laplace(Inference):
             self.approx.model,
             progressbar=progressbar,
             compile_kwargs=resolve_backend_compile_kwargs(backend, compile_kwargs),
+            executor=executor,
         )
         rng = np.random.default_rng(self._random_seed)
         mode = find_mode(

@@ -170,6 +170,7 @@ class Pathfinder(Inference):
         backend=None,
         include_transformed=False,
         compile_kwargs=None,
+        executor=None,
         **kwargs,
     ):
         """Find the normal densities, and draw from them.
@@ -200,6 +201,9 @@ class Pathfinder(Inference):
             See :func:`pymc.fit`.
         compile_kwargs : dict, optional
             Arguments for :func:`pytensor.function`.
+        executor : Executor, optional
+            What makes the passes over all rows: see
+            :class:`~pymc.variational.streaming.FullDataLogp`.
 
         Returns
         -------
@@ -229,6 +233,7 @@ class Pathfinder(Inference):
             self.approx.model,
             progressbar=progressbar,
             compile_kwargs=resolve_backend_compile_kwargs(backend, compile_kwargs),
+            executor=executor,
         )
         rng = np.random.default_rng(self._random_seed)
         n_parameters = len(full.names)
