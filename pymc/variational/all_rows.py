@@ -35,6 +35,13 @@ Batch = list[np.ndarray]
 GROUP_PIECES, MOST_GROUPS = 32, 4096
 
 
+def check_piece(checks: Callable[[Batch], None] | None, piece: list[Batch]) -> None:
+    """Refuse batches that the model must not be evaluated on."""
+    if checks is not None:
+        for batch in piece:
+            checks(batch)
+
+
 class RowReader(NamedTuple):
     """What a worker of an executor reads rows with."""
 
@@ -44,8 +51,7 @@ class RowReader(NamedTuple):
     def read(self, first: int, n_pieces: int) -> Iterator[list[Batch]]:
         """Read pieces, from one on, and check them."""
         for piece in self.batches.all_rows(first, n_pieces):
-            for batch in piece if self.checks else []:
-                self.checks(batch)
+            check_piece(self.checks, piece)
             yield piece
 
 
@@ -115,8 +121,7 @@ class AllRows:
 
     def check(self, piece: list[Batch]) -> None:
         """Refuse batches that the model must not be evaluated on."""
-        for batch in piece if self.checks else []:
-            self.checks(batch)
+        check_piece(self.checks, piece)
 
     def expect(self, n_rows: int) -> None:
         """Take the number of rows that a pass has read."""
