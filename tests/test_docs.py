@@ -1,6 +1,11 @@
 """The code in the README and in the guide runs as it stands, on files."""
 
+import importlib
+import json
+import os
 import re
+import subprocess
+import sys
 
 from pathlib import Path
 from textwrap import dedent
@@ -44,6 +49,15 @@ def events(tmp_path, monkeypatch):
         }
         pq.write_table(pa.table(columns), place / "part-0.parquet", row_group_size=512)
     monkeypatch.chdir(tmp_path)
+
+
+def require(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed")
 
 
 def code_of(path):
@@ -105,3 +119,35 @@ def test_code_of_the_design_runs_as_it_stands(events):
         pm.Bernoulli("up", logit_p=logit, observed=batch[:, 3], total_size=source.n_rows)
         approx = pm.fit(20_000, method="advi")
     np.testing.assert_allclose(approx.mean.eval(), [0, 1, -0.5, 0.25], atol=0.15)
+
+
+@pytest.mark.parametrize("engine", ["dask", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_shuffle_by_a_cluster_is_fair_and_loses_no_row(engine, events):
+    require("dask.dataframe" if engine == "dask" else "ray.data")
+    from pymc.variational.streaming import order_report, parquet_source
+
+    for i in range(3):  # in order
+        table = pq.read_table(f"events/{i}.parquet").drop("time")
+        row = pa.array(np.arange(20_000 * i, 20_000 * (i + 1)))
+        pq.write_table(table.append_column("row", row), f"events/{i}.parquet", row_group_size=4096)
+    [code] = [c for c in code_of("docs/source/guides/cluster.rst") if f"import {engine}" in c]
+    exec(compile(code, "cluster.rst", "exec"), {})
+    source = parquet_source(f"shuffled_by_{engine}/")
+    rows = np.concatenate([block["row"] for block in source])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(60_000))
+    before, after = (
+        order_report(files, batch_size=512).table["in order"]
+        for files in (parquet_source("events/"), source)
+    )
+    assert before["row"] > 500 and after.max() < 2
+
+
+@pytest.mark.slow
+def test_the_code_for_executors_runs_as_it_stands(events):
+    """In a process of its own, whose workers import the script."""
+    [code] = [c for c in code_of("docs/source/guides/cluster.rst") if "get_context" in c]
+    Path("script.py").write_text(code + "        print(approx.mean.eval().round(2).tolist())\n")
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    means = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(means, [0, 1, -0.5, 0.25], atol=0.05)

@@ -36,6 +36,8 @@ __all__ = ["OrderReport", "order_report"]
 
 # Rows looked at in each piece of a stream, and in each of the few that are read for a warning.
 ROWS_IN_PIECE, ROWS_IN_SAMPLE = 1024, 4096
+# Pieces of a smaller share of the rows of the largest one are left out.
+LEAST_SHARE = 0.25
 # A buffer with fewer row groups than this is no sample of the data, even in random order.
 ENOUGH_ROW_GROUPS = 10
 # Share of row groups in order, and distance in sds from half of them, that are no accident.
@@ -185,6 +187,7 @@ def order_report(source: Any, *, batch_size: int = 4096) -> OrderReport:
         n_rows += start
     if pieces is None:
         raise ValueError("the source has no rows.")
+    pieces.leave_out_small()
     table = pd.DataFrame({"icc": pieces.icc()}, index=pieces.labels)
     table["in order"] = pieces.effect_in_order(batch_size)
     if files:
@@ -372,6 +375,8 @@ class _Pieces:
         self._windows: list[int] = []
         self._looked_at: list[int] = []
         self._squares: Any = 0.0
+        # Of the rows that vary within pieces, those in pieces whose means are left out.
+        self._n_left_out = 0
 
     @property
     def labels(self) -> list[str]:
@@ -389,6 +394,15 @@ class _Pieces:
         self._windows.append(window)
         self._looked_at.append(len(rows))
 
+    def leave_out_small(self) -> None:
+        """Leave out what is left of row groups where windows end: the mean of a few rows is chance."""
+        looked_at = np.array(self._looked_at)
+        enough = np.flatnonzero(looked_at >= looked_at.max() * LEAST_SHARE)
+        self._n_left_out = int(np.delete(looked_at - 1, enough).sum())
+        self._means = [self._means[i] for i in enough]
+        self._windows = [self._windows[i] for i in enough]
+        self._looked_at = [self._looked_at[i] for i in enough]
+
     def icc(self, sure: bool = False) -> np.ndarray:
         """Return the intraclass correlation of each feature over pieces, or a lower limit of it."""
         within, _, pieces = self._components(sure)
@@ -402,7 +416,7 @@ class _Pieces:
         between = pieces
         if len(numbers) == 1:
             between = np.zeros_like(pieces)
-        elif len(numbers) < len(windows):
+        elif len(windows) >= 2 * len(numbers):  # else few tell what windows with several differ by
             means = np.stack(self._means)
             of_window = pd.DataFrame(means).groupby(windows).mean().to_numpy()
             n_looks = (len(windows) - (counts**2).sum() / len(windows)) / (len(numbers) - 1)
@@ -418,7 +432,7 @@ class _Pieces:
     def _components(self, sure: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return variances: within pieces, of a piece's mean by chance, and between pieces."""
         means, looked_at = np.stack(self._means), np.array(self._looked_at)
-        within = self._squares / max(1, (looked_at - 1).sum())
+        within = self._squares / max(1, (looked_at - 1).sum() + self._n_left_out)
         noise = within * (1 / looked_at).mean()
         if len(means) == 1:
             return within, noise, np.zeros_like(within)

@@ -292,3 +292,13 @@ def test_row_groups_in_random_order_are_no_first_part(sorted_folder, shuffled, r
         pm.Normal("y", pm.Normal("mu"), 1, observed=batch, total_size=N)
         pm.fit(5, progressbar=False)
     assert any("of an epoch" in str(w.message) for w in recwarn) != shuffled
+
+
+def test_windows_that_end_within_row_groups_are_no_order(tmp_path):
+    """A few rows at an end, and the few windows of two row groups, say nothing of the others."""
+    rng = np.random.default_rng(3)
+    for i, n_rows in enumerate((5034, 5082, 4918, 4960)):
+        table = pa.table({"x": rng.normal(size=n_rows), "y": rng.integers(0, 2, n_rows)})
+        pq.write_table(table, tmp_path / f"{i}.parquet", row_group_size=1 << 20 if i % 2 else 1024)
+    report = order_report(parquet_source(tmp_path), batch_size=512)
+    assert report.table["in order"].max() < 2
