@@ -104,6 +104,7 @@ def split_rows(
             "standardise the parts: train, held_out = split_rows(rows, 0.8); "
             f"{type(source).__name__}(train, ...)."
         )
+    source = Blocks(source, numeric=False).source  # a table of any library is a source then
     number, depth = seed_of(seed), _n_splits(source)
 
     def part(first: bool) -> Any:
@@ -282,8 +283,8 @@ class _Part:
     @property
     def stream_identity(self) -> dict[str, Any]:
         """What tells a stream of this source from another one, as plain values."""
-        # Not "source", as of a shuffle, whose rows are all of that source's.
-        return {"part": self._keep.identity, "of": self._blocks.identity, "n_rows": self.n_rows}
+        of = self._blocks.identity
+        return of | {"parts": [*of.get("parts", []), self._keep.identity], "n_rows": self.n_rows}
 
     def with_seeds_of(self, identity: dict[str, Any]) -> "_Part":
         """Return the same source: the seed of a split is always given."""

@@ -93,8 +93,8 @@ class standardize:
                 f"the source is standardised already, by its columns {list(scales_of(source))}: "
                 "name all columns in one call."
             )
-        self.source = source
         self._blocks = Blocks(source)
+        self.source = self._blocks.source
         self.n_rows = self._blocks.n_rows
         self.columns = self._blocks.columns or tuple(scaled(self._blocks.first(), {}))
         unknown = [name for name in columns if name not in self.columns]
@@ -107,7 +107,7 @@ class standardize:
                 "their levels are entries of a parameter, effect[ds[name]]."
             )
         if summary is None:
-            summary = column_summary(source)
+            summary = column_summary(self.source)
         self.scales = _scales(summary, columns)
         self._next_epoch = 0
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pymc.streams.blocks import Blocks
 from pymc.streams.split import keys_of, keys_of_arrow
 from pymc.variational.streaming import (
     StreamingDataset,
@@ -180,14 +181,15 @@ def test_a_stream_goes_on_where_it_was_and_only_on_the_same_part(folder, source)
 
 
 def test_other_parts_are_not_the_same_rows(folder):
-    from pymc.streams.blocks import Blocks
-
     for source in (in_memory, of_files):
         train, test = map(Blocks, split_rows(source(folder), 0.5))
         again, _ = map(Blocks, split_rows(source(folder), 0.5))
         assert train.same_rows(again)
         assert not train.same_rows(test)
         assert not train.same_rows(Blocks(source(folder)))
+    # Of functions it is not known.
+    train, again = (Blocks(split_rows(lambda: [rows()], 0.5, by="key")[0]) for _ in range(2))
+    assert not train.same_rows(again)
 
 
 def test_a_key_that_is_not_streamed_and_of_another_type_in_another_file(tmp_path):
