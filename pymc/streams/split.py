@@ -218,8 +218,8 @@ class _Part:
             raise TypeError("an iterator can be read only once: split a function that returns one.")
         if keep.by is None and not blocks.seekable:
             raise TypeError(
-                "rows of a function or an iterable have no positions that are known to be the same "
-                'each time: split_rows(source, ..., by="column") splits by keys, and '
+                "the rows of this source have no positions that are known to be the same each "
+                'time: split_rows(source, ..., by="column") splits by keys, and '
                 'split_rows(pre_shuffle(source, "rows/"), ...) by positions.'
             )
         self.columns = blocks.columns

@@ -37,6 +37,8 @@ N = 200_000
 # What is in the first half of 30 rows, and of these keys, wherever this runs.
 POSITIONS = [0, 3, 5, 7, 10, 12, 15, 16, 17, 18, 20, 21, 24, 26, 29]
 KEYS = ["AA", "DL", "UA", "9E", "YV"]
+# With this one the first half of the keys 0 to 3 has two.
+SEED_OF_TWO = 1
 CARRIERS = np.array(["AA", "B6", "DL", "EV", "UA", "WN", "9E", "HA", "OO", "YV"])
 
 
@@ -187,6 +189,11 @@ def test_other_parts_are_not_the_same_rows(folder):
         assert train.same_rows(again)
         assert not train.same_rows(test)
         assert not train.same_rows(Blocks(source(folder)))
+    # Also where they have as many rows: two of four keys.
+    table = {"row": np.arange(40), "key": np.arange(40) // 10}
+    two, others = map(Blocks, split_rows(table, 0.5, by="key", seed=SEED_OF_TWO))
+    assert two.n_rows == others.n_rows == 20
+    assert not two.same_rows(others)
     # Of functions it is not known.
     train, again = (Blocks(split_rows(lambda: [rows()], 0.5, by="key")[0]) for _ in range(2))
     assert not train.same_rows(again)
@@ -252,6 +259,11 @@ def test_codes_split_as_their_texts(folder):
     assert first.categories["carrier"].tolist() == sorted(CARRIERS)
     expected, _ = split_rows(source, 0.5, by="carrier")
     np.testing.assert_array_equal(column(first), column(expected))
+    for by in ("carrier", None):  # also from a row on: its blocks are row groups
+        part, _ = split_rows(Wrapped(source), 0.5, by=by)
+        for start in (30_001, 70_000):
+            got = np.concatenate([block["row"] for block in part.read(0, start)])
+            np.testing.assert_array_equal(got, column(part)[start:])
     texts = {name: rows()[name] for name in ("row", "carrier")}
     np.testing.assert_array_equal(column(split_rows(texts, 0.5, by="carrier")[0]), column(first))
 
