@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from pymc.streams.blocks import n_rows_of
-from pymc.streams.encoders import is_string
 from pymc.streams.encoding import Categories, Encoding, joined_schema
 from pymc.streams.passes import in_threads
 from pymc.streams.position import Seed, checksum, random_order, seed_of
@@ -564,9 +563,6 @@ class parquet_source:
         i = int(self._row_groups[numbers[0], 0])
         read = dict.fromkeys([*columns, *(name for keep in self._keeps for name in keep.columns)])
         names = [name for name in read if name not in self._hive]
-        texts = [
-            n for n in names if n in self._schema.names and is_string(self._schema.field(n).type)
-        ]
         # Rows are numbered for a filter, which those of a batch of several row groups may not be.
         parts = [[number] for number in numbers] if self._keeps else [numbers]
         try:
@@ -577,7 +573,7 @@ class parquet_source:
                 metadata=footer_of(self.files[i], self._stamps[i]),
                 buffer_size=BUFFER_BYTES,
                 pre_buffer=False,
-                read_dictionary=texts,
+                read_dictionary=[n for n in names if n in self._encoding.as_dictionaries],
             ) as reader:
                 for part in parts:
                     first_row = int(self._first_rows[part[0]])
