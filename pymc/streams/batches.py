@@ -222,15 +222,44 @@ class Batches:
             epoch, row = epoch + 1, 0
             opened = self._epoch(epoch, 0)
 
-    def all_rows(self) -> Generator[list[list[np.ndarray]], None, None]:
-        """Read every row once, past any shuffle, and give some batches at a time.
+    @property
+    def piece_rows(self) -> int:
+        """Rows of a piece of :meth:`all_rows`; the last one may have fewer."""
+        return self._at_once * self.batch_size
 
-        The last batch has fewer rows where they do not fill it.
+    def all_rows(
+        self, first: int = 0, n_pieces: int | None = None
+    ) -> Generator[list[list[np.ndarray]], None, None]:
+        """Read every row once, past any shuffle, in pieces of as many batches each.
+
+        The last batch has fewer rows where they do not fill it. Where pieces begin does not depend
+        on the blocks of the source.
+
+        Parameters
+        ----------
+        first, n_pieces : int
+            The first piece to read, and how many of them: of a source that is seekable. Default: all.
         """
+        start = first * self.piece_rows
+        blocks = (
+            self.blocks.unshuffled(start)
+            if n_pieces is None
+            else self.blocks.between(start, start + n_pieces * self.piece_rows)
+        )
         cut = _Cut(self._empty(1))
-        yield from self._cut(self._preprocessed(self.blocks.unshuffled()), cut)
+        piece: list[list[np.ndarray]] = []
+        for batches in self._cut(self._preprocessed(blocks), cut):
+            piece += batches
+            if len(piece) >= self._at_once:
+                yield piece[: self._at_once]
+                piece = piece[self._at_once :]
         if cut.filled:
-            yield [[values[0, : cut.filled] for values in cut.open_batch]]
+            piece.append([values[0, : cut.filled] for values in cut.open_batch])
+        if piece:
+            yield piece
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
 
     def like(self, source: Any, optional: Collection[str] = ()) -> "Batches":
         """Return batches of another source, in the form of these.

@@ -17,12 +17,13 @@ import threading
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 # Pieces that a thread may be ahead of the one that is waited for.
 AHEAD = 4
@@ -61,6 +62,7 @@ class CompensatedSum:
         return np.where(np.isfinite(self._total), self._total + self._lost, self._total)[()]
 
 
+_controller = cache(ThreadpoolController)  # looks at all libraries that are loaded
 _blas = threading.Lock()
 _blas_users = 0
 _blas_limits: Any = None
@@ -73,7 +75,7 @@ def one_blas_thread() -> Iterator[None]:
     with _blas:
         _blas_users += 1
         if _blas_users == 1:
-            _blas_limits = threadpool_limits(1, "blas")
+            _blas_limits = _controller().limit(limits=1, user_api="blas")
     try:
         yield
     finally:

@@ -85,6 +85,9 @@ def initialize(
     ValueError
         If there is no such ``init``, or "mode" does not go with the other arguments.
     """
+    kwargs = dict(kwargs)
+    # The steps are made here, and the start at the mode by it.
+    executor = kwargs.pop("executor", None) if method in METHODS else None
     if not isinstance(init, str):
         if method not in METHODS:
             methods = " and ".join(map(repr, METHODS))
@@ -102,7 +105,7 @@ def initialize(
             raise ValueError(
                 f'init="mode" and {" and ".join(starts)} both say where to start: leave one out.'
             )
-        return _start_at_mode(method, inference, n, backend, kwargs)
+        return _start_at_mode(method, inference, n, backend, executor, kwargs)
     model = inference.approx.model
     chosen = starts or {"obj_optimizer", "more_obj_params"} & kwargs.keys()
     if init == "initial_point" or method not in METHODS or chosen or not _streams(model):
@@ -118,7 +121,7 @@ def initialize(
             warnings.simplefilter("ignore")  # the fit says them
             check_streams(model)
         try:
-            return _start_at_mode(method, inference, n, backend, kwargs)
+            return _start_at_mode(method, inference, n, backend, executor, kwargs)
         except (NoModeError, NotImplementedError, NullTypeGradError) as error:
             why = str(error)
     _log.info(f"Initializing {method} using initial_point, not mode: {why}")
@@ -131,7 +134,12 @@ def _streams(model: Any) -> list[StreamingDataset]:
 
 
 def _start_at_mode(
-    method: str, inference: Any, n: int, backend: str | None, kwargs: dict[str, Any]
+    method: str,
+    inference: Any,
+    n: int,
+    backend: str | None,
+    executor: Any,
+    kwargs: dict[str, Any],
 ) -> dict[str, Any]:
     """Set the parameters of an approximation to the mode and what the curvature there gives."""
     from pymc.variational.full_data_logp import FullDataLogp
@@ -144,6 +152,7 @@ def _start_at_mode(
         progressbar=progressbar,
         backend=backend,
         compile_kwargs=kwargs.get("compile_kwargs"),
+        executor=executor,
     )
     rng = np.random.default_rng(group.random_seed)
     mode = find_mode(full, random_seed=rng, progressbar=progressbar)

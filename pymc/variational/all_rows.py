@@ -13,8 +13,9 @@
 #   limitations under the License.
 """All rows that a model observes batch by batch: of a stream, or of arrays behind ``pm.Minibatch``."""
 
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Executor
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +24,35 @@ from pytensor.graph.traversal import ancestors
 
 from pymc.data import MinibatchOp
 from pymc.streams.batches import Batches
+from pymc.streams.executors import Held, check_blocks, in_executor
 from pymc.streams.passes import in_threads
 from pymc.variational.stream_refusals import buffers_behind, streams_behind
 from pymc.variational.streaming import StreamingDataset
 
 Batch = list[np.ndarray]
+
+# Sums are those of groups of pieces: so many pieces, or more where there would be too many groups.
+GROUP_PIECES, MOST_GROUPS = 32, 4096
+
+
+def check_piece(checks: Callable[[Batch], None] | None, piece: list[Batch]) -> None:
+    """Refuse batches that the model must not be evaluated on."""
+    if checks is not None:
+        for batch in piece:
+            checks(batch)
+
+
+class RowReader(NamedTuple):
+    """What a worker of an executor reads rows with."""
+
+    batches: Batches
+    checks: Callable[[Batch], None] | None
+
+    def read(self, first: int, n_pieces: int) -> Iterator[list[Batch]]:
+        """Read pieces, from one on, and check them."""
+        for piece in self.batches.all_rows(first, n_pieces):
+            check_piece(self.checks, piece)
+            yield piece
 
 
 class AllRows:
@@ -48,15 +73,38 @@ class AllRows:
         How many rows of the data each of them stands for.
     source : StreamingDataset or Apply or None
         What a model observes them through: a stream, or the node of an in-memory minibatch.
+    group_pieces : int
+        Pieces that are added up by themselves, before their sums are.
     """
 
     weight = 1.0
     source: Any = None
+    group_pieces = GROUP_PIECES
 
     def __init__(self, name: str, batches: Batches):
         self.name, self._batches = name, batches
         self.batch_size = batches.batch_size
         self.n_rows = batches.blocks.n_rows
+        if self.n_rows is not None:
+            n_pieces = -(-self.n_rows // batches.piece_rows)
+            self.group_pieces = max(GROUP_PIECES, -(-n_pieces // MOST_GROUPS))
+
+    def groups(self) -> list[tuple[int, int]]:
+        """List the first piece and the number of pieces of each group, for workers that read them.
+
+        Raises
+        ------
+        ValueError
+            If workers cannot read them: see :func:`~pymc.streams.executors.check_blocks`.
+        """
+        check_blocks(self._batches.blocks, self.name)
+        group_rows = self.group_pieces * self._batches.piece_rows
+        n_groups = -(-(self._batches.blocks.n_rows or 0) // group_rows)
+        return [(i * self.group_pieces, self.group_pieces) for i in range(n_groups)]
+
+    def held(self) -> Held:
+        """Return what workers read them with: as they are now."""
+        return Held(RowReader(self._batches, self.checks), self.name)
 
     def read(self) -> Iterator[list[Batch]]:
         """Read every row once, some batches at a time; the last batch may have fewer rows."""
@@ -66,8 +114,14 @@ class AllRows:
         """Tell whether they are the rows of the same arrays or files as others, as far as it shows."""
         return self._batches.blocks.same_rows(other._batches.blocks)
 
-    def check(self, batch: Batch) -> None:
-        """Refuse a batch that the model must not be evaluated on."""
+    @property
+    def checks(self) -> Callable[[Batch], None] | None:
+        """What refuses a batch that the model must not be evaluated on."""
+        return None
+
+    def check(self, piece: list[Batch]) -> None:
+        """Refuse batches that the model must not be evaluated on."""
+        check_piece(self.checks, piece)
 
     def expect(self, n_rows: int) -> None:
         """Take the number of rows that a pass has read."""
@@ -102,8 +156,9 @@ class StreamRows(AllRows):
                 )
             yield batches
 
-    def check(self, batch: Batch) -> None:
-        self._stream._check_indices(batch)
+    @property
+    def checks(self) -> Callable[[Batch], None]:
+        return self._stream._index_checks
 
     def expect(self, n_rows: int) -> None:
         if self._counted not in (None, n_rows):
@@ -155,8 +210,9 @@ class OtherRows(AllRows):
         super().__init__("the source", own._batches.like(source, optional))
         self._own, self.source = own, own.source
 
-    def check(self, batch: Batch) -> None:
-        self._own.check(batch)
+    @property
+    def checks(self) -> Callable[[Batch], None] | None:
+        return self._own.checks
 
     def loaded(self) -> Batch:
         return self._own.loaded()
@@ -174,31 +230,22 @@ class SampledRows(AllRows):
         The sample.
     """
 
-    def __init__(self, rows: AllRows, n_rows: int, seed: tuple[int, int], n_threads: int):
-        limit = 1.0  # keys above it are not among the smallest
-
-        def pick(number: int, batches: list[Batch]) -> tuple[int, np.ndarray, Batch]:
-            for batch in batches:
-                rows.check(batch)
-            sizes = [len(batch[0]) for batch in batches]
-            keys = np.random.default_rng([*seed, number]).random(sum(sizes))
-            kept = np.split(keys < limit, np.cumsum(sizes)[:-1])
-            picked = [
-                np.concatenate([values[keep] for values, keep in zip(arrays, kept)])
-                for arrays in zip(*batches)
-            ]
-            return len(keys), keys[np.concatenate(kept)], picked
-
-        n_seen = n_held = 0
-        held: list[tuple[np.ndarray, Batch]] = []
-        for n_read, keys, picked in in_threads(rows.read(), pick, n_threads):
-            n_seen, n_held = n_seen + n_read, n_held + len(keys)
-            held.append((keys, picked))
-            if n_held > 2 * n_rows:
-                held = [_smallest(held, n_rows)]
-                n_held, limit = n_rows, held[0][0][-1]
+    def __init__(
+        self,
+        rows: AllRows,
+        n_rows: int,
+        seed: tuple[int, int],
+        n_threads: int,
+        executor: Executor | None = None,
+    ):
+        # Keys above it are not among the smallest: of so many rows, but for one time in a billion.
+        limit = min(1.0, (n_rows + 6 * n_rows**0.5 + 20) / rows.n_rows) if rows.n_rows else 1.0
+        while True:
+            n_seen, keys, sample = _drawn(rows, n_rows, (*seed,), limit, n_threads, executor)
+            if len(keys) == min(n_rows, n_seen):
+                break
+            limit = 1.0
         rows.expect(n_seen)
-        _, sample = _smallest(held, n_rows)
         self.arrays = sample
         dtypes = [values.dtype for values in sample]
         batches = Batches(
@@ -238,6 +285,62 @@ class KeptRows(AllRows):
 
     def read(self) -> Iterator[list[Batch]]:
         return ([batch] for batch in self._kept)
+
+
+def _drawn(
+    rows: AllRows,
+    n_rows: int,
+    seed: tuple[int, ...],
+    limit: float,
+    n_threads: int,
+    executor: Executor | None,
+) -> tuple[int, np.ndarray, Batch]:
+    """Draw the rows with the smallest keys, of those with keys below a limit."""
+
+    def pick(number: int, piece: list[Batch]) -> tuple[int, np.ndarray, Batch]:
+        rows.check(piece)
+        return _picked(piece, number, seed, limit)
+
+    if executor is None:
+        picked = in_threads(rows.read(), pick, n_threads)
+    else:
+        calls = [(seed, limit, *group) for group in rows.groups()]
+        picked = in_executor(executor, [Held(_picked_of_group, "a function"), rows.held()], calls)
+    n_seen = n_held = 0
+    held: list[tuple[np.ndarray, Batch]] = []
+    for n_read, keys, arrays in picked:
+        n_seen, n_held = n_seen + n_read, n_held + len(keys)
+        held.append((keys, arrays))
+        if n_held > 2 * n_rows:
+            held = [_smallest(held, n_rows)]
+            n_held, limit = n_rows, held[0][0][-1]
+    return n_seen, *_smallest(held, n_rows)
+
+
+def _picked(
+    piece: list[Batch], number: int, seed: tuple[int, ...], limit: float
+) -> tuple[int, np.ndarray, Batch]:
+    """Return the number of rows of a piece, and those with keys below a limit, with their keys."""
+    sizes = [len(batch[0]) for batch in piece]
+    keys = np.random.default_rng([*seed, number]).random(sum(sizes))
+    kept = np.split(keys < limit, np.cumsum(sizes)[:-1])
+    picked = [
+        np.concatenate([values[keep] for values, keep in zip(arrays, kept)])
+        for arrays in zip(*piece)
+    ]
+    return len(keys), keys[np.concatenate(kept)], picked
+
+
+def _picked_of_group(
+    rows: RowReader, seed: tuple[int, ...], limit: float, first: int, n_pieces: int
+) -> tuple[int, np.ndarray, Batch]:
+    """Do as :func:`_picked` with a group of pieces: what a worker of an executor does."""
+    picked = [
+        _picked(piece, first + i, seed, limit) for i, piece in enumerate(rows.read(first, n_pieces))
+    ]
+    keys = np.concatenate([keys for _, keys, _ in picked])
+    arrays = [np.concatenate(part) for part in zip(*(arrays for *_, arrays in picked))]
+    return sum(n_rows for n_rows, *_ in picked), keys, arrays
 
 
 def _smallest(held: list[tuple[np.ndarray, Batch]], n_rows: int) -> tuple[np.ndarray, Batch]:

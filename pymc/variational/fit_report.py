@@ -17,6 +17,7 @@
 import html
 import time
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +162,12 @@ class FitReport:
 
 
 def fit_report(
-    approx: Any, *, n_draws: int = 1000, random_seed: Seed = None, progressbar: bool = True
+    approx: Any,
+    *,
+    n_draws: int = 1000,
+    random_seed: Seed = None,
+    progressbar: bool = True,
+    executor: Executor | None = None,
 ) -> FitReport:
     """Report how good a fit is, against all rows.
 
@@ -180,6 +186,8 @@ def fit_report(
         For the draws and the sample of rows.
     progressbar : bool, default True
         Whether to show the progress of each pass.
+    executor : Executor, optional
+        What makes the passes: see :class:`FullDataLogp`.
 
     Returns
     -------
@@ -234,7 +242,7 @@ def fit_report(
         raise ValueError(f"n_draws is {n_draws}; Pareto k needs {FEWEST_DRAWS} draws or more.")
     start, seed = time.perf_counter(), seed_of(random_seed)
     group = _normal_group(approx)
-    full = FullDataLogp(approx.model, progressbar=progressbar)
+    full = FullDataLogp(approx.model, progressbar=progressbar, executor=executor)
     mean, scale = _mean_and_scale(group, full)
     values = full.d2logp(mean)
     z = np.random.default_rng(seed).normal(size=(n_draws, len(mean)))

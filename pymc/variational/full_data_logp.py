@@ -15,55 +15,39 @@
 
 import copy
 import os
-import threading
 import warnings
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from concurrent.futures import Executor
 from typing import Any, cast
 
 import numpy as np
-import pytensor
-import pytensor.tensor as pt
 
-from pytensor.graph.basic import Apply, Constant, Variable
-from pytensor.graph.replace import graph_replace, vectorize_graph
-from pytensor.graph.traversal import graph_inputs
+from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor import as_tensor
-from pytensor.tensor.sharedvar import TensorSharedVariable
 from rich.progress import Progress, TimeElapsedColumn
 
 from pymc.blocking import DictToArrayBijection, RaveledVars
 from pymc.model import Model, modelcontext
-from pymc.pytensorf import (
-    compile,
-    join_nonshared_inputs,
-    resolve_backend_compile_kwargs,
-    rewrite_pregrad,
-)
-from pymc.streams.passes import CompensatedSum, in_threads
+from pymc.pytensorf import resolve_backend_compile_kwargs
+from pymc.streams.executors import Held, check_executor, in_executor
+from pymc.streams.passes import in_threads, one_blas_thread
 from pymc.streams.position import Seed, seed_of
 from pymc.variational.all_rows import (
     AllRows,
     Batch,
     SampledRows,
-    filled_up,
     rows_behind,
     rows_of,
-    take_rows,
     tensors_of,
 )
+from pymc.variational.logp_terms import Sums, Terms, evaluate_group, in_groups
 from pymc.variational.minibatch_rv import MinibatchRandomVariable, get_scaling
 from pymc.variational.stream_checks import check_streams
 from pymc.variational.stream_step import beside_threads
 from pymc.variational.streaming import StreamingDataset
 
-# Numbers in an array of one entry for each row of a piece and each direction of a Hessian.
-BLOCK_SIZE = 2**18
 MAX_THREADS = 8
-# Terms of priors and so little data are evaluated sooner than they are compiled; and so little at the
-# hundreds of draws from a posterior, all at a time.
-SMALL_DATA, SMALL_DATA_OF_DRAWS = 10_000, 1000
 
 Point = np.ndarray | dict[str, np.ndarray]
 
@@ -74,8 +58,8 @@ class FullDataLogp:
     What :meth:`pymc.Model.logp` is for data in memory: prior and Jacobian terms count once, and
     each row's log-likelihood once, without the ``total_size`` of minibatches. A call reads all rows
     of the model's streams once, a *pass*: in the order of their source, past any shuffle, and batch
-    by batch, in threads. The sums are compensated, and the same to the last bit whatever the number
-    of threads.
+    by batch, in threads or by the workers of an executor. The sums are compensated, and the same to
+    the last bit whatever the number of threads or workers.
 
     Parameters
     ----------
@@ -93,6 +77,11 @@ class FullDataLogp:
         "numba", "c" or "jax". Default: PyTensor's mode. Functions of numba run beside each other.
     compile_kwargs : dict, optional
         Arguments for :func:`pytensor.function`.
+    executor : Executor, optional
+        What makes the passes in place of threads: a :class:`concurrent.futures.ProcessPoolExecutor`
+        of spawned processes, or a cluster (``dask.distributed.Client.get_executor()``). Workers
+        read the rows themselves, so that the source must be one that they can open at any row:
+        Parquet files at a path that all of them see, say. The results are the same to the last bit.
 
     Attributes
     ----------
@@ -158,6 +147,7 @@ class FullDataLogp:
         progressbar: bool = True,
         backend: str | None = None,
         compile_kwargs: dict[str, Any] | None = None,
+        executor: Executor | None = None,
     ):
         from pymc.tuning.starting import _unpacked_names
 
@@ -165,6 +155,9 @@ class FullDataLogp:
         self.n_passes = 0
         self._progressbar = progressbar
         self._n_threads = n_threads or default_threads()
+        if executor is not None:
+            check_executor(executor)
+        self._executor = executor
         checked = check_streams(self.model, scaled=False)
         start = self.model.initial_point(0)
         raveled = DictToArrayBijection.map(start)
@@ -264,12 +257,14 @@ class FullDataLogp:
             Of the same compiled functions. A model of data in memory gives the same log-density.
         """
         seed = seed_of(random_seed)
-        return self._over(lambda i, rows: SampledRows(rows, n_rows, (seed, i), self._n_threads))
+        return self._over(
+            lambda i, rows: SampledRows(rows, n_rows, (seed, i), self._n_threads, self._executor)
+        )
 
     def _over(self, rows_of: Callable[[int, AllRows], AllRows]) -> "FullDataLogp":
         """Return the log-density over other rows, given those of each part by their number."""
         other = copy.copy(self)
-        other.n_passes, other._progressbar = 0, False
+        other.n_passes, other._progressbar, other._executor = 0, False, None
         other._parts = [copy.copy(part) for part in self._parts]
         for i, part in enumerate(other._parts):
             if part.rows is not None:
@@ -287,34 +282,24 @@ class FullDataLogp:
 
     def _pass(self, kind: str, points: np.ndarray) -> list[np.ndarray]:
         """Add up what ``kind`` gives at each of the points, over all parts and rows."""
-        totals = [CompensatedSum() for _ in KINDS[kind]]
+        totals = Sums()
         if any(part.rows is not None for part in self._parts):
             self.n_passes += 1
-        with progress_of_pass(self._progressbar) as progress:
+        with one_blas_thread(), progress_of_pass(self._progressbar) as progress:
             for part in self._parts:
                 if part.rows is None:
-                    terms = iter([(0, part.evaluate(kind, points, self._n_threads))])
-                    weight = 1.0
-                else:
-                    task = progress.add_task(
-                        f"Pass {self.n_passes} over {part.rows.name}", total=part.rows.n_rows
-                    )
-                    terms = part.evaluate_rows(kind, points, self._n_threads)
-                    weight = part.rows.weight
-                for n_rows, values in terms:
-                    if n_rows:
-                        progress.update(task, advance=n_rows)
-                    for total, value in zip(totals, values):
-                        total.add(weight * value)
-        return [total.value for total in totals]
-
-
-# What a function gives, by what is asked for.
-KINDS = {
-    "logp": ["logp"],
-    "dlogp": ["logp", "gradient"],
-    "d2logp": ["logp", "gradient", "hessian"],
-}
+                    totals.add(part.terms.evaluate(kind, points, self._n_threads))
+                    continue
+                task = progress.add_task(
+                    f"Pass {self.n_passes} over {part.rows.name}", total=part.rows.n_rows
+                )
+                for n_rows, sums in part.evaluate_rows(
+                    kind, points, self._n_threads, self._executor
+                ):
+                    progress.update(task, advance=n_rows)
+                    if sums is not None:
+                        totals.add([part.rows.weight * values for values in sums])
+        return totals.values
 
 
 class _Part:
@@ -342,42 +327,51 @@ class _Part:
         terms: dict[Variable, Variable],
         compile_kwargs: dict[str, Any],
     ):
-        self.rows, self.variables, self._compile_kwargs = rows, list(terms), compile_kwargs
+        self.rows, self.variables = rows, list(terms)
         places = tensors_of(rows.source, terms.values()) if rows is not None else []
-        # The places of the inputs in a batch; of the same types, so that what was made for a batch
-        # of the model's size stays right.
-        self._places = [place for place, _ in places]
-        self._inputs = [variable.type() for _, variable in places]
-        total = pt.add(*terms.values()) if len(terms) > 1 else next(iter(terms.values()))
-        total = graph_replace(total, dict(zip((v for _, v in places), self._inputs)))
-        [total], self._q = join_nonshared_inputs(start, [total], model.value_vars)
-        self._total = rewrite_pregrad(total)
-        size = rows.batch_size if rows is not None else _largest_data(total)
-        self._n_directions = max(1, BLOCK_SIZE // size)
-        self._is_small = rows is None and size <= SMALL_DATA
-        self._takes_many = rows is None and size <= SMALL_DATA_OF_DRAWS
-        self._functions: dict[str, Callable] = {}
-
-    def evaluate(self, kind: str, points: np.ndarray, n_threads: int) -> list[np.ndarray]:
-        """Evaluate terms without rows at each of the points."""
-        function, calls = self._function(kind), self._calls(kind, points)
-        if len(calls) == 1:
-            return _joined(kind, [function(*calls[0])])
-        results = in_threads(iter(calls), lambda _, call: function(*call), n_threads)
-        return _joined(kind, list(results))
+        batch_size = rows.batch_size if rows is not None else None
+        self.terms = Terms(model, start, list(terms.values()), places, batch_size, compile_kwargs)
+        self._held: list[Held] = []
 
     def evaluate_rows(
-        self, kind: str, points: np.ndarray, n_threads: int
-    ) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """Evaluate each piece of the rows at each of the points, and count the rows in it."""
+        self, kind: str, points: np.ndarray, n_threads: int, executor: Executor | None
+    ) -> Iterator[tuple[int, list[np.ndarray] | None]]:
+        """Evaluate terms at each of the points over all rows.
+
+        Gives numbers of rows as they are done, and the sums of each group of pieces when it is.
+        """
         assert self.rows is not None
-        n_seen, calls = 0, self._calls(kind, points)
-        self._function(kind)  # compiled once, before the threads start
-        worker = partial(self._evaluate_piece, kind, calls)
-        for n_rows, sums in in_threads(self.rows.read(), worker, n_threads):
+        rows, terms = self.rows, self.terms
+        data = [variable.get_value(borrow=True) for variable in terms.shared]
+        n_seen = 0
+        if executor is None:
+            terms.function(kind)  # compiled once, before the threads start
+
+            def work(_: int, piece: list[Batch]) -> tuple[int, list[np.ndarray]]:
+                rows.check(piece)
+                return terms.evaluate_piece(kind, points, data, piece)
+
+            results = in_groups(in_threads(rows.read(), work, n_threads), rows.group_pieces)
+        else:
+            calls = [(kind, points, *group) for group in rows.groups()]
+            results = in_executor(executor, self._hold(data), calls)
+        for n_rows, sums in results:
             n_seen += n_rows
-            yield n_rows, _joined(kind, sums)
-        self.rows.expect(n_seen)
+            yield n_rows, sums
+        rows.expect(n_seen)
+
+    def _hold(self, data: list[Any]) -> list[Held]:
+        """Return what workers hold: what it was, where it has not changed."""
+        assert self.rows is not None
+        if not self._held:
+            self._held = [
+                Held(evaluate_group, "a function"),
+                Held(self.terms, "the log-density of the model"),
+            ]
+        held = [*self._held[:2], self.rows.held(), Held(data, "data of the model")]
+        tokens = {one.token: one for one in self._held}
+        self._held = [tokens.get(one.token, one) for one in held]
+        return self._held
 
     def check_sum(self, q: np.ndarray) -> None:
         """Refuse terms that are no sum over the rows of a batch, where nothing else has checked it.
@@ -385,15 +379,15 @@ class _Part:
         Of a batch of copies of two rows, a sum is the mean of those of copies of each.
         """
         assert self.rows is not None
-        batch, function = self.rows.loaded(), self._function("logp")
-        arrays, n_rows = [batch[place] for place in self._places], self.rows.batch_size
+        batch, n_rows = self.rows.loaded(), self.rows.batch_size
         # A term may be zero at the initial point, whatever the rows.
-        [call] = self._calls("logp", q[None] + np.random.default_rng(0).uniform(-0.1, 0.1, len(q)))
+        jitter = np.random.default_rng(0).uniform(-0.1, 0.1, len(q))
+        [call] = self.terms.calls("logp", q[None] + jitter)
         differ = [np.reshape(values != values[0], (n_rows, -1)).any(axis=1) for values in batch]
         second = int(np.argmax(np.any(differ, axis=0)))
         pattern = np.arange(n_rows) <= n_rows // 3
         both, one, other = (
-            float(function(*call, *take_rows(arrays, picks))[0])
+            self.terms.logp_of(call, batch, picks)
             for picks in (np.where(pattern, 0, second), [0] * n_rows, [second] * n_rows)
         )
         share = np.mean(pattern)
@@ -404,77 +398,6 @@ class _Part:
                 f"{names}: of {self.rows.name}, no sum over the rows of a batch: batches do not add "
                 "up to what it is for all rows. Give each row a term of its own, given the parameters."
             )
-
-    def _calls(self, kind: str, points: np.ndarray) -> list[list[np.ndarray]]:
-        """List what the function is called with for each batch, before its arrays."""
-        points = points.astype(self._q.dtype)
-        if kind == "logp" and self._takes_many:
-            starts = range(self._n_directions, len(points), self._n_directions)
-            return [[some] for some in np.split(points, starts)]
-        if kind != "d2logp":
-            return [[q] for q in points]
-        [q] = points
-        starts = range(self._n_directions, len(q), self._n_directions)
-        return [[q, directions] for directions in np.split(np.eye(len(q), dtype=q.dtype), starts)]
-
-    def _evaluate_piece(
-        self, kind: str, calls: list[list[np.ndarray]], number: int, piece: list[Batch]
-    ) -> tuple[int, list[list[Any]]]:
-        """Add up what the function gives for each call over the batches of a piece."""
-        assert self.rows is not None
-        function, n_outputs = self._functions[kind], len(KINDS[kind])
-        n_rows, size = 0, self.rows.batch_size
-        sums: list[list[Any]] = [[np.float64(0)] * n_outputs for _ in calls]
-        for batch in piece:
-            self.rows.check(batch)
-            n_rows += len(batch[0])
-            filled = [batch[place] for place in self._places]
-            share = 1 - len(batch[0]) / size
-            if share:
-                # Filled with copies of a row, which are taken off.
-                filled = filled_up(filled, size)
-                copies = take_rows(filled, [0] * size)
-            for total, call in zip(sums, calls):
-                for i, value in enumerate(function(*call, *filled)):
-                    total[i] = total[i] + value
-                for i, value in enumerate(function(*call, *copies) if share else []):
-                    # Of an infinite term there is nothing to take off.
-                    total[i] = total[i] - np.where(np.isfinite(value), share * value, 0)
-        return n_rows, sums
-
-    def _function(self, kind: str) -> Callable:
-        if kind not in self._functions:
-            self._functions[kind] = for_threads(self._compile(kind))
-        return self._functions[kind]
-
-    def _compile(self, kind: str) -> Callable:
-        inputs, outputs = [self._q], [self._total]
-        is_small = self._takes_many if kind == "logp" else self._is_small
-        compile_kwargs = {"mode": "FAST_COMPILE"} if is_small else self._compile_kwargs
-        if kind == "logp" and self._takes_many:
-            points = pt.matrix("points", dtype=self._q.dtype, shape=(None, *self._q.type.shape))
-            total = vectorize_graph(self._total, {self._q: points})
-            inputs, outputs = [points], [pt.broadcast_to(total, points.shape[:1])]
-        if kind != "logp":
-            gradient = pytensor.grad(self._total, self._q, disconnected_inputs="ignore")
-            outputs.append(gradient)
-        if kind == "d2logp":
-            direction = self._q.type("direction")
-            product = pytensor.grad(
-                (gradient * direction).sum(), self._q, disconnected_inputs="ignore"
-            )
-            directions = pt.matrix(
-                "directions", dtype=self._q.dtype, shape=(None, *self._q.type.shape)
-            )
-            inputs.append(directions)
-            outputs.append(vectorize_graph(product, {direction: directions}))
-        return compile(
-            [*inputs, *self._inputs],
-            outputs,
-            trust_input=True,
-            on_unused_input="ignore",
-            **compile_kwargs,
-        )
 
 
 def _terms_by_rows(
@@ -526,44 +449,3 @@ def default_threads() -> int:
 def progress_of_pass(shown: bool) -> Progress:
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())
     return Progress(*columns, disable=not shown)
-
-
-def for_threads(function: Any) -> Callable:
-    """Return a function that several threads may call at a time: PyTensor's holds its arguments."""
-    if hasattr(function.vm, "jit_fn"):
-
-        def call(*args: np.ndarray) -> list[np.ndarray]:
-            shared = [variable.storage[0] for variable in function.input_storage[len(args) :]]
-            return list(map(np.asarray, function.vm.jit_fn(*args, *shared)))
-
-        return call
-    one_at_a_time = threading.Lock()
-
-    def call_locked(*args: np.ndarray) -> list[np.ndarray]:
-        with one_at_a_time:
-            return function(*args)
-
-    return call_locked
-
-
-def _joined(kind: str, results: list[list[Any]]) -> list[np.ndarray]:
-    """Join what each call gave: of each point, or for each block of directions at one."""
-    if kind == "logp":
-        return [np.hstack([logp for [logp] in results]).astype("float64")]
-    if kind == "dlogp":
-        return [np.array(values, dtype="float64") for values in zip(*results)]
-    logp, gradient, _ = results[0]
-    hessian = np.concatenate([block for *_, block in results])
-    return [np.array([value], dtype="float64") for value in (logp, gradient, hessian)]
-
-
-def _largest_data(term: Variable) -> int:
-    """Return the size of the largest array of data in a graph."""
-    sizes = [
-        np.size(
-            variable.data if isinstance(variable, Constant) else variable.get_value(borrow=True)
-        )
-        for variable in graph_inputs([term])
-        if isinstance(variable, Constant | TensorSharedVariable)
-    ]
-    return max(sizes, default=1)

@@ -31,8 +31,9 @@ from pymc.pytensorf import resolve_backend_compile_kwargs
 from pymc.streams.position import Seed
 from pymc.variational.approximations import FullRank
 from pymc.variational.fit_check import FitConvergenceWarning
-from pymc.variational.full_data_logp import FullDataLogp, _largest_data
+from pymc.variational.full_data_logp import FullDataLogp
 from pymc.variational.inference import Inference
+from pymc.variational.logp_terms import largest_data
 from pymc.variational.operators import KL
 
 _log = logging.getLogger(__name__)
@@ -469,6 +470,7 @@ class Laplace(Inference):
         backend=None,
         include_transformed=False,
         compile_kwargs=None,
+        executor=None,
         **kwargs,
     ):
         """Find the mode and the curvature there.
@@ -485,6 +487,9 @@ class Laplace(Inference):
             See :func:`pymc.fit`.
         compile_kwargs : dict, optional
             Arguments for :func:`pytensor.function`.
+        executor : Executor, optional
+            What makes the passes over all rows: see
+            :class:`~pymc.variational.streaming.FullDataLogp`.
 
         Returns
         -------
@@ -513,6 +518,7 @@ class Laplace(Inference):
             self.approx.model,
             progressbar=progressbar,
             compile_kwargs=resolve_backend_compile_kwargs(backend, compile_kwargs),
+            executor=executor,
         )
         rng = np.random.default_rng(self._random_seed)
         mode = find_mode(
@@ -566,7 +572,7 @@ def say_pareto_k(mode: Mode, rng: np.random.Generator) -> tuple[np.ndarray, np.n
         n_rows=SEARCH_ROWS,
         random_seed=rng,
     )
-    in_memory = [_largest_data(part._total) for part in mode.sample._parts if part.rows is None]
+    in_memory = [largest_data(part.terms.total) for part in mode.sample._parts if part.rows is None]
     n_draws = np.clip(EVALUATED_ROWS // max(in_memory, default=1), 100, N_DRAWS)
     z = rng.standard_normal((n_draws, len(mode.q)))
     draws = mode.q + z @ np.linalg.cholesky(mode.covariance).T

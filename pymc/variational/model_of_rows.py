@@ -115,7 +115,7 @@ def model_of_rows(model: Model | None, rows: Any) -> Model:
     arrays = [np.concatenate(parts) for parts in zip(*pieces)]
     if not arrays:
         raise ValueError("there are no rows: the source is empty.")
-    stream._check_indices(arrays)
+    stream._index_checks(arrays)
     of_rows = with_arrays(model, [(stream, arrays)], scaled=False)
     return _without_values(of_rows, batches.lacking) if batches.lacking else of_rows
 

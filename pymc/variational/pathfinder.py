@@ -33,7 +33,7 @@ from pymc.pytensorf import resolve_backend_compile_kwargs
 from pymc.variational.approximations import Empirical, EmpiricalGroup
 from pymc.variational.control_variates import ControlVariates, smoothed
 from pymc.variational.fit_check import FitConvergenceWarning
-from pymc.variational.full_data_logp import FullDataLogp, _largest_data
+from pymc.variational.full_data_logp import FullDataLogp
 from pymc.variational.inference import Inference
 from pymc.variational.laplace import (
     EVALUATED_ROWS,
@@ -45,6 +45,7 @@ from pymc.variational.laplace import (
     weight_of,
 )
 from pymc.variational.lbfgs import MAX_ITERATIONS, Normal, Path, lbfgs_path, normals_along
+from pymc.variational.logp_terms import largest_data
 
 _log = logging.getLogger(__name__)
 
@@ -169,6 +170,7 @@ class Pathfinder(Inference):
         backend=None,
         include_transformed=False,
         compile_kwargs=None,
+        executor=None,
         **kwargs,
     ):
         """Find the normal densities, and draw from them.
@@ -199,6 +201,9 @@ class Pathfinder(Inference):
             See :func:`pymc.fit`.
         compile_kwargs : dict, optional
             Arguments for :func:`pytensor.function`.
+        executor : Executor, optional
+            What makes the passes over all rows: see
+            :class:`~pymc.variational.streaming.FullDataLogp`.
 
         Returns
         -------
@@ -228,6 +233,7 @@ class Pathfinder(Inference):
             self.approx.model,
             progressbar=progressbar,
             compile_kwargs=resolve_backend_compile_kwargs(backend, compile_kwargs),
+            executor=executor,
         )
         rng = np.random.default_rng(self._random_seed)
         n_parameters = len(full.names)
@@ -399,7 +405,7 @@ class _Paths:
     @property
     def most_draws(self) -> int:
         """Draws at which the log-density can be evaluated within a few seconds."""
-        data = [_largest_data(part._total) for part in self._full._parts if part.rows is None]
+        data = [largest_data(part.terms.total) for part in self._full._parts if part.rows is None]
         return EVALUATED_ROWS // max([1, self._search.n_rows or 0, *data])
 
     def over_all_rows(self) -> list[_Fit]:

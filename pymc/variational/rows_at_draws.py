@@ -40,12 +40,8 @@ from pymc.variational.all_rows import (
     take_rows,
     tensors_of,
 )
-from pymc.variational.full_data_logp import (
-    default_threads,
-    for_threads,
-    progress_of_pass,
-    unscaled,
-)
+from pymc.variational.full_data_logp import default_threads, progress_of_pass, unscaled
+from pymc.variational.logp_terms import for_threads
 from pymc.variational.minibatch_rv import MinibatchRandomVariable
 from pymc.variational.opvi import Approximation
 from pymc.variational.stream_checks import check_streams
@@ -295,8 +291,7 @@ def pieces_in_threads(
             n_rows += sum(len(batch[0]) for batch in piece)
 
     def work(_: int, piece: tuple[int, list[Batch]]) -> tuple[int, Any]:
-        for batch in piece[1]:
-            rows.check(batch)
+        rows.check(piece[1])
         return sum(len(batch[0]) for batch in piece[1]), worker(*piece)
 
     n_seen = 0

@@ -14,8 +14,6 @@
 
 """Columns of a stream that look up entries of a parameter: what values they may have."""
 
-import threading
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +21,7 @@ import numpy as np
 import pytensor
 
 from pytensor.graph.basic import Variable
+from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import ancestors, walk
 from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar import Cast, Identity
@@ -31,6 +30,7 @@ from pytensor.tensor.shape import Reshape, SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
 from pymc.data import MinibatchOp
+from pymc.variational.stream_index_checks import Bounds, ComputedIndex
 from pymc.variational.stream_refusals import buffers_behind, by_value, streams_behind
 from pymc.variational.streaming import StreamingDataset
 
@@ -39,7 +39,6 @@ SELECTS = (
     *(Cast, Identity, MinibatchOp, Subtensor),
     *(DimShuffle, Reshape, SpecifyShape, CheckAndRaise),
 )
-Bounds = dict[tuple[int, int], tuple[int, str]]
 Check = Callable[[Sequence[np.ndarray]], None]
 
 
@@ -107,26 +106,8 @@ def _check_of(index: Variable, stream: StreamingDataset, size: int, who: str) ->
     own = [buffer.container for buffer in stream._buffers]
     places = [own.index(buffer.container) for buffer in buffers]
     inputs = [buffer.type() for buffer in buffers]
-    limits = pytensor.function(
-        inputs,
-        [index.min(), index.max()],
-        givens=list(zip(buffers, inputs)),
-        mode="FAST_COMPILE",
-    )
-    one_at_a_time = threading.Lock()  # passes check in threads
-
-    def check(batch: Sequence[np.ndarray]) -> None:
-        with one_at_a_time:
-            low, high = limits(*(batch[place] for place in places))
-        # One that counts from the end was meant, as in pt.switch(g > 0, effect[g - 1], 0).
-        if low < -size or high >= size:
-            raise ValueError(
-                f"stream {stream.name!r}: the value {high if high >= size else low} as an index into `{who}`, "
-                f"computed from its columns; `{who}` has {size} entries along that axis: 0 to "
-                f"{size - 1}. Recode the column, or give `{who}` as many entries as there are levels."
-            )
-
-    return check
+    [of_batch] = graph_replace([index], dict(zip(buffers, inputs)))
+    return ComputedIndex(stream.name, places, inputs, of_batch, size, who)
 
 
 def _lookups(model: Any, graphs: Sequence[Variable]) -> Iterator[tuple[Variable, int, Variable]]:

@@ -16,6 +16,7 @@
 import logging
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,19 @@ def streamed_loss(
     fixed: dict[Any, TensorSharedVariable],
     rng: np.random.Generator,
     compile_kwargs: dict[str, Any] | None,
+    executor: Executor | None,
 ) -> "StreamedLoss | None":
     """Return what is minimized if the model uses streams, and None if it does not."""
     values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
     if not streams_behind(ancestors([*model.observed_RVs, *values, *model.potentials])):
         return None
-    full = FullDataLogp(model, jacobian=False, progressbar=False, compile_kwargs=compile_kwargs)
+    full = FullDataLogp(
+        model,
+        jacobian=False,
+        progressbar=False,
+        compile_kwargs=compile_kwargs,
+        executor=executor,
+    )
     return StreamedLoss(full, start, fixed, rng)
 
 

@@ -38,6 +38,7 @@ import operator
 import warnings
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +56,7 @@ from pymc.streams.reader import Reader
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.sources.parquet import parquet_source
 from pymc.variational.interrupts import interruptible
+from pymc.variational.stream_index_checks import Bounds, IndexChecks
 
 if TYPE_CHECKING:
     from pymc.streams.order.report import OrderReport, order_report
@@ -342,9 +344,8 @@ class StreamingDataset:
         self._in_fit = False
         self._fit_steps = (0, 0)
         self._closed = self._at_end = False
-        # Sizes and names of what the model indexes by a column, by array and column of the buffer.
-        self._index_bounds: dict[tuple[int, int], tuple[int, str]] = {}
-        self._computed_indices: Sequence[Callable[[Sequence[np.ndarray]], None]] = ()
+        # Of the model that was checked last.
+        self._index_checks = IndexChecks(name, batches.columns, self._is_tuple)
         # N as far as it is known, and what is passed as N, by whom.
         self._n_rows = batches.blocks.n_rows
         self._given: int | None = None
@@ -580,14 +581,14 @@ class StreamingDataset:
         self._reader.close()
 
     def _load(self, batch: list[np.ndarray]) -> None:
-        self._check_indices(batch)
+        self._index_checks(batch)
         for buffer, values in zip(self._buffers, batch):
             # A new array each time: with JAX a step may still be reading the last one.
             buffer.set_value(values, borrow=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Compiled functions stay behind: each fit makes its own.
-        return self.__dict__ | {"_computed_indices": ()}
+        # Each fit makes its own.
+        return self.__dict__ | {"_index_checks": replace(self._index_checks, computed=())}
 
     def _end(self) -> StopIteration:
         """Say that there are no more batches, and return what says so to loops."""
@@ -653,43 +654,11 @@ class StreamingDataset:
         return self.total_size or min(self._total_sizes.values(), default=None)
 
     def _set_index_bounds(
-        self,
-        bounds: dict[tuple[int, int], tuple[int, str]],
-        computed: Sequence[Callable[[Sequence[np.ndarray]], None]] = (),
+        self, bounds: Bounds, computed: Sequence[Callable[[Sequence[np.ndarray]], None]] = ()
     ) -> None:
-        """Have indices into parameters checked in each batch, and in the one that is loaded.
-
-        Parameters
-        ----------
-        bounds : dict
-            By array and column of the buffer, entries and name of what a column is an index into.
-        computed : sequence of callable
-            What checks indices that are computed from a batch.
-        """
-        self._index_bounds, self._computed_indices = bounds, computed
-        self._check_indices([np.asarray(b.get_value(borrow=True)) for b in self._buffers])
-
-    def _check_indices(self, batch: list[np.ndarray]) -> None:
-        for (array, column), (size, who) in self._index_bounds.items():
-            index = batch[array].reshape(len(batch[array]), -1)[:, column]
-            if not (0 <= index.min() and index.max() < size):
-                self._refuse_index(index, array, column, size, who)
-        for check in self._computed_indices:
-            check(batch)
-
-    def _refuse_index(
-        self, index: np.ndarray, array: int, column: int, size: int, who: str
-    ) -> None:
-        wrong = index[(index < 0) | (index >= size)][0]
-        if self.columns is not None:
-            label = f"column {self.columns[column]!r}"
-        else:
-            label = f"column {column}" + (f" of array {array}" if self._is_tuple else "")
-        raise ValueError(
-            f"stream {self.name!r}, {label}: the value {wrong:.10g} as an index into `{who}`, which has "
-            f"{size} entries along that axis: 0 to {size - 1}. Recode the column, or give `{who}` as "
-            "many entries as there are levels; -1 is pandas' code for a missing value."
-        )
+        """Have indices into parameters checked in each batch, and in the one that is loaded."""
+        self._index_checks = replace(self._index_checks, bounds=bounds, computed=computed)
+        self._index_checks([np.asarray(b.get_value(borrow=True)) for b in self._buffers])
 
     def _say_order(self) -> None:
         """Say that batches follow the order of the rows, if they do, and what to do about it."""

@@ -16,6 +16,7 @@
 import time
 import warnings
 
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,7 @@ def subsample_model(
     *,
     hessian: bool = True,
     progressbar: bool = True,
+    executor: Executor | None = None,
 ) -> Model:
     r"""Return a model of a random sample of rows, whose log-density stands for that of all rows.
 
@@ -82,6 +84,8 @@ def subsample_model(
         given no Hessian is computed: for models of many hundreds of parameters.
     progressbar : bool, default True
         Whether each pass shows its progress.
+    executor : Executor, optional
+        What makes the passes: see :class:`FullDataLogp`.
 
     Returns
     -------
@@ -159,7 +163,7 @@ def subsample_model(
     model = modelcontext(model)
     n_rows = positive_int(n_rows, "n_rows")
     _check(model)
-    full = FullDataLogp(model, progressbar=progressbar)
+    full = FullDataLogp(model, progressbar=progressbar, executor=executor)
     seed = seed_of(random_seed)
     values: tuple[Any, ...]
     if at is None:
@@ -221,6 +225,7 @@ def subsample_report(
     n_draws: int = 20,
     random_seed: Seed = None,
     progressbar: bool = True,
+    executor: Executor | None = None,
 ) -> SubsampleReport:
     """Compare the log-density of a sample of rows with that of all rows, at draws from it.
 
@@ -240,6 +245,8 @@ def subsample_report(
         What picks them.
     progressbar : bool, default True
         Whether the pass shows its progress.
+    executor : Executor, optional
+        What makes the pass: see :class:`FullDataLogp`.
 
     Returns
     -------
@@ -260,7 +267,7 @@ def subsample_report(
     See :func:`subsample_model`.
     """
     start = time.perf_counter()
-    full = FullDataLogp(model, progressbar=progressbar)
+    full = FullDataLogp(model, progressbar=progressbar, executor=executor)
     constrained = free_values(trace, subsampled)
     posterior = trace["posterior"]
     n_chains, n_each = posterior.sizes["chain"], posterior.sizes["draw"]

@@ -268,7 +268,7 @@ def test_columns_that_are_indices_have_bounds(lookup, bounds):
         effect = pm.HalfNormal("effect", shape=(5, 8))
         pm.Normal("y", lookup(effect, ds), 1, observed=ds["y"], total_size=1000)
     check_streams(model)
-    assert ds._index_bounds == bounds
+    assert ds._index_checks.bounds == bounds
 
 
 @pytest.mark.parametrize("wrong", [7, -1])
@@ -328,7 +328,7 @@ def test_bounds_of_tuple_blocks_and_of_the_last_model():
             effect = pm.Normal("effect", shape=size)
             pm.Normal("y", effect[index], 1, observed=x[:, 0], total_size=100)
         check_streams(model)
-        assert ds._index_bounds == {place: (size, "effect")}
+        assert ds._index_checks.bounds == {place: (size, "effect")}
 
 
 def test_a_mask_in_the_log_density_gives_the_scale_of_the_rows_that_count():
