@@ -77,9 +77,9 @@ def split_rows(
 
     Notes
     -----
-    The position of a row is its number in the order of the files' names: it changes if files are
-    added before others. The hash is the finalizer of splitmix64 [1]_, of strings SipHash [2]_ before it. A part
-    can be split again with the same seed: it is hashed anew.
+    The position of a row is its number in the order of the files: it changes if files are added
+    before others. The hash is the finalizer of splitmix64 [1]_, after SipHash [2]_ of strings. A
+    part can be split again with the same seed: it is hashed anew.
 
     References
     ----------
