@@ -34,6 +34,7 @@ from pymc.streams.blocks import (
     to_block,
 )
 from pymc.streams.recoding import Recoding, check_numbers
+from pymc.streams.standardize import scaled, scales_of
 
 # What is cut into batches at a time: a call for each batch would cost more than its rows.
 BYTES_AT_ONCE = 2**21
@@ -267,6 +268,7 @@ class Batches:
         ----------
         source : object
             Any source of the same columns, in any order. Those that it has beyond them are left out.
+            Where these batches are of standardised columns, its own are put on the same scales.
         optional : collection of str
             Columns that it may lack, which are zero then.
 
@@ -281,15 +283,23 @@ class Batches:
         other.blocks = Blocks(source, numeric=False)
         raw_columns, names = self.blocks.columns, other.blocks.columns
         recode = Recoding(self.blocks.encoding, other.blocks.encoding)
+        scales, given = scales_of(self.blocks.source), scales_of(source)
+        if given and given != scales:
+            raise ValueError(
+                f"the source is standardised by other scales, {given}, than the model's rows, "
+                f"{scales or 'which are not'}. Pass it as it is: the model's scales are applied to it."
+            )
 
         def select(block: Block) -> Any:
             if isinstance(block, np.ndarray) and names and block.shape[1:] == (len(names),):
-                if not preprocess_fn:
+                if scales or not preprocess_fn:
                     block = dict(zip(names, block.T))
                 elif raw_columns and set(raw_columns) <= set(names):
                     block = block[:, [names.index(name) for name in raw_columns]]
             # What it lacks is told below, or by preprocess_fn.
             block = recode(block) if isinstance(block, dict) else block
+            if scales and not given:
+                block = scaled(block, scales)
             block = preprocess_fn(block) if preprocess_fn else block
             if columns is None or not isinstance(block, dict):
                 return block

@@ -53,6 +53,10 @@ class CompensatedSum:
             )
         self._total = total
 
+    def minus(self, other: "CompensatedSum") -> Any:
+        """Return the difference from another sum, with no rounding of either before."""
+        return (self._total - other._total) + (self._lost - other._lost)
+
     @property
     def value(self) -> Any:
         return np.where(np.isfinite(self._total), self._total + self._lost, self._total)[()]

@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from pandas.util import hash_array
+
 # What a seed may be, as for numpy.random.default_rng.
 Seed = int | np.random.Generator | np.random.SeedSequence | None
 
@@ -53,6 +55,21 @@ def random_order(n: int, seed: int, who: str, *numbers: int) -> np.ndarray:
     """
     key = (zlib.crc32(who.encode()), *numbers)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)).permutation(n)
+
+
+def hashed(numbers: np.ndarray, seed: int, who: str, *more: int) -> np.ndarray:
+    """Hash unsigned 64-bit integers to uniform ones: the same on every machine, in every process.
+
+    What two components, or two seeds, make of the same numbers is independent. Different numbers
+    have different hashes, as the finalizer of splitmix64 [1]_ is a bijection.
+
+    References
+    ----------
+    .. [1] Steele, G. L., Lea, D., and Flood, C. H. (2014). Fast splittable pseudorandom number
+       generators. OOPSLA 2014, 453-472.
+    """
+    key = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(who.encode()), *more))
+    return hash_array(numbers ^ key.generate_state(1, np.uint64))
 
 
 def checksum(arrays: Iterable[Any]) -> int:

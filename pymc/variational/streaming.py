@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from pymc.streams.order.report import OrderReport, order_report
     from pymc.streams.shuffle.disk import pre_shuffle
     from pymc.streams.sources.table import table_source
+    from pymc.streams.split import split_rows
+    from pymc.streams.standardize import standardize, unstandardize
+    from pymc.streams.summary import ColumnSummary, column_summary
     from pymc.variational.fit_check import FitConvergenceWarning
     from pymc.variational.fit_report import FitReport, fit_report
     from pymc.variational.full_data_logp import FullDataLogp
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from pymc.variational.subsample import SubsampleReport, subsample_model, subsample_report
 
 __all__ = [
+    "ColumnSummary",
     "FitConvergenceWarning",
     "FitReport",
     "FullDataLogp",
@@ -81,6 +85,7 @@ __all__ = [
     "StreamOrderWarning",
     "StreamingDataset",
     "SubsampleReport",
+    "column_summary",
     "fit_report",
     "log_predictive",
     "model_of_rows",
@@ -90,13 +95,17 @@ __all__ = [
     "predict",
     "predictive_check",
     "shuffle_buffer",
+    "split_rows",
+    "standardize",
     "subsample_model",
     "subsample_report",
     "table_source",
+    "unstandardize",
 ]
 
 # Imported when they are asked for.
 _LAZY = {
+    "ColumnSummary": "pymc.streams.summary",
     "FitConvergenceWarning": "pymc.variational.fit_check",
     "FitReport": "pymc.variational.fit_report",
     "FullDataLogp": "pymc.variational.full_data_logp",
@@ -104,6 +113,7 @@ _LAZY = {
     "LogPredictive": "pymc.variational.log_predictive",
     "OrderReport": "pymc.streams.order.report",
     "SubsampleReport": "pymc.variational.subsample",
+    "column_summary": "pymc.streams.summary",
     "fit_report": "pymc.variational.fit_report",
     "log_predictive": "pymc.variational.log_predictive",
     "model_of_rows": "pymc.variational.model_of_rows",
@@ -111,9 +121,12 @@ _LAZY = {
     "pre_shuffle": "pymc.streams.shuffle.disk",
     "predict": "pymc.variational.predict",
     "predictive_check": "pymc.variational.predictive_check",
+    "split_rows": "pymc.streams.split",
+    "standardize": "pymc.streams.standardize",
     "subsample_model": "pymc.variational.subsample",
     "subsample_report": "pymc.variational.subsample",
     "table_source": "pymc.streams.sources.table",
+    "unstandardize": "pymc.streams.standardize",
 }
 
 

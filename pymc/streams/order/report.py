@@ -28,9 +28,11 @@ from pymc.streams.blocks import (
     parts_of,
     positive_int,
 )
+from pymc.streams.moments import Moments
 from pymc.streams.order.check import LARGE_EFFECT, OUTLIER, Features, effect_text
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.sources.parquet import SLICE_ROWS, parquet_source
+from pymc.streams.standardize import standardize
 
 __all__ = ["OrderReport", "order_report"]
 
@@ -262,8 +264,8 @@ def way_out(source: Any) -> str:
 def _peeled(source: Any, batch_size: int) -> tuple[Any, int]:
     """Return what is shuffled, and from how many consecutive rows of it a batch is drawn."""
     window = batch_size
-    while isinstance(source, shuffle_buffer):
-        window, source = max(window, source.buffer_size), source.source
+    while isinstance(source, shuffle_buffer | standardize):
+        window, source = max(window, getattr(source, "buffer_size", 0)), source.source
     return source, window
 
 
@@ -388,9 +390,9 @@ class _Pieces:
         rows = rows[:: -(-len(rows) // self._sample)]
         if self._features is None:
             self._features = Features(self._names, rows, self._outlier)
-        values = self._features(rows)
-        self._means.append(values.mean(axis=0))
-        self._squares = self._squares + np.square(values - self._means[-1]).sum(axis=0)
+        moments = Moments.of(self._features(rows).T)
+        self._means.append(moments.mean)
+        self._squares = self._squares + moments.squares
         self._windows.append(window)
         self._looked_at.append(len(rows))
 

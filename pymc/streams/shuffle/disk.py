@@ -43,6 +43,7 @@ from pymc.streams.sources.tables import (
     numeric_columns,
     tables_of,
 )
+from pymc.streams.standardize import scales_of
 
 __all__ = ["pre_shuffle"]
 
@@ -161,6 +162,11 @@ def pre_shuffle(
     if seed is not None and (isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0):
         raise ValueError(f"seed must be an integer from 0 on, or None; got {seed!r}.")
     seed = None if seed is None else int(seed)
+    if scales_of(source):
+        raise TypeError(
+            "the source is standardised, and files would not say by which scales: shuffle first, "
+            f'standardize(pre_shuffle(rows, "{destination}"), {list(scales_of(source))}).'
+        )
     limit = bytes_of(memory_limit, "memory_limit", at_least=MIN_MEMORY)
     place = Path(destination).expanduser().absolute()
     partial = Path(f"{place}.partial")

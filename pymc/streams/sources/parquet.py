@@ -237,6 +237,7 @@ class parquet_source:
         self._n_in_files = int(n_rows.sum())
         if self._n_in_files == 0:
             raise ValueError(f"no rows in the {len(self.files)} file(s) at {path}.")
+        self._schemas = schemas
         self._schema = joined_schema(schemas, columns)
         self._options: dict[str, Any] = {
             "unknown": unknown,
@@ -313,6 +314,7 @@ class parquet_source:
 
     def _where(self, keep: Keep) -> "parquet_source":
         """Return a source of those rows that ``keep`` keeps, of the same categories."""
+        joined_schema(self._schemas, keep.columns)  # are they in all files?
         other = copy.copy(self)
         other._keeps = (*self._keeps, keep)
         other._select()
