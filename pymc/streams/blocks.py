@@ -17,6 +17,7 @@ Sources and shuffles know nothing of PyTensor or of models.
 """
 
 import copy
+import math
 import operator
 import re
 
@@ -25,12 +26,15 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pymc.streams.position import checksum
+
+if TYPE_CHECKING:
+    from pymc.streams.encoding import Encoding
 
 Block = np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...]
 
@@ -303,6 +307,8 @@ class Blocks:
         Whether the rows are known to come in random order, or in large pieces in random order.
     checked : bool
         Whether the source gives plain blocks whose values it has checked: one of ours.
+    encoding : Encoding or None
+        How its columns became numbers, of a source whose columns were keys, times and the like.
     """
 
     def __init__(self, source: Any, numeric: bool = True):
@@ -333,6 +339,8 @@ class Blocks:
         in_memory = _is_array(source) or _is_table(source)
         self.seekable = in_memory or bool(_of_its_own(source, "seekable"))
         self.in_random_order = bool(_of_its_own(source, "in_random_order"))
+        # What its columns were before they became numbers, where it says so.
+        self.encoding: Encoding | None = _of_its_own(source, "encoding")
         # The epoch that was opened for a look at its first block: it may be the only one.
         self._opened: Iterator[Block] | None = None
 
@@ -346,10 +354,39 @@ class Blocks:
             return opened
         return self._plain(raw_blocks(self.source, number, start))
 
-    def unshuffled(self) -> Iterator[Block]:
-        """Open an epoch of a source that can be read again, in its order on disk or in memory."""
+    def unshuffled(self, start: int = 0) -> Iterator[Block]:
+        """Open an epoch of a source that can be read again, in its order on disk or in memory.
+
+        At row ``start``, where the source is seekable.
+        """
         ours = _of_its_own(self.source, "seekable") is not None
-        return self._plain(self.source.unshuffled() if ours else raw_blocks(self.source))
+        if not ours:
+            return self._plain(raw_blocks(self.source, 0, start))
+        return self._plain(self.source.unshuffled(start))
+
+    def between(self, start: int, stop: int) -> Iterator[Block]:
+        """Give rows ``start`` to ``stop`` of :meth:`unshuffled`; of a source that is seekable."""
+        for block in self.unshuffled(start):
+            n_rows = min(n_rows_of(block), stop - start)
+            form = BlockFormat.of(block)
+            yield form.join([part[:n_rows] for part in parts_of(block)])
+            start += n_rows
+            if start == stop:
+                return
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the rows of an array or a table take in memory, or would take; 0 of others."""
+        if _of_its_own(self.source, "seekable") is not None:
+            return Blocks(self.source.source).n_bytes if hasattr(self.source, "source") else 0
+        if _is_array(self.source):
+            return int(np.dtype(self.source.dtype).itemsize * math.prod(self.source.shape))
+        if _is_table(self.source):
+            return sum(part.nbytes for part in parts_of(to_block(self.source, "source", False)))
+        return 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
 
     def first(self) -> Block:
         """Return the first block of epoch 0, which that epoch then still gives."""

@@ -16,11 +16,13 @@
 import threading
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+
+from threadpoolctl import threadpool_limits
 
 # Pieces that a thread may be ahead of the one that is waited for.
 AHEAD = 4
@@ -53,6 +55,28 @@ class CompensatedSum:
     @property
     def value(self) -> Any:
         return np.where(np.isfinite(self._total), self._total + self._lost, self._total)[()]
+
+
+_blas = threading.Lock()
+_blas_users = 0
+_blas_limits: Any = None
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keep BLAS to one thread: sums in its products would else depend on their number."""
+    global _blas_users, _blas_limits
+    with _blas:
+        _blas_users += 1
+        if _blas_users == 1:
+            _blas_limits = threadpool_limits(1, "blas")
+    try:
+        yield
+    finally:
+        with _blas:
+            _blas_users -= 1
+            if _blas_users == 0:
+                _blas_limits.restore_original_limits()
 
 
 def in_threads(
