@@ -32,7 +32,7 @@ lint: .venv/.dev
 	$(BIN)/pre-commit run --all-files
 
 docs: .venv/.docs
-	$(BIN)/sphinx-build -j auto -W --keep-going -b html docs/source docs/build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs/source docs/build/html
 
 bench: .venv/.test
 	$(BIN)/python -m benchmarks $(ARGS)
