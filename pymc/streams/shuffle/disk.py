@@ -109,8 +109,9 @@ def pre_shuffle(
     Returns
     -------
     parquet_source
-        A source over the result, whose row groups come in a new random order each epoch. Its
-        columns are those of numbers and booleans.
+        A source over the result, whose row groups come in a new random order each epoch. Of a
+        :class:`parquet_source` it has the columns, with their categories and units; else the
+        columns of numbers and booleans. The files keep the keys and times that these stand for.
 
     Raises
     ------
@@ -182,6 +183,8 @@ def pre_shuffle(
         ):
             _write(rows, seed, partial, limit, progress, threads)
             os.rename(partial, place)
+    if isinstance(source, parquet_source):
+        return source._over(place, seed)
     columns = numeric_columns(FileTables(find_files([place])[:1]).schema)
     return parquet_source(place, columns=columns, shuffle_row_groups=True, seed=seed)
 

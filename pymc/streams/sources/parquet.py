@@ -18,14 +18,13 @@ import os
 
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pymc.streams.blocks import n_rows_of
-from pymc.streams.encoders import is_string
 from pymc.streams.encoding import Categories, Encoding, joined_schema
 from pymc.streams.passes import in_threads
 from pymc.streams.position import Seed, checksum, random_order, seed_of
@@ -239,13 +238,13 @@ class parquet_source:
         if self._n_in_files == 0:
             raise ValueError(f"no rows in the {len(self.files)} file(s) at {path}.")
         self._schema = joined_schema(schemas, columns)
+        self._options: dict[str, Any] = {
+            "unknown": unknown,
+            "time_unit": time_unit,
+            "decimals": decimals,
+        }
         self._encoding = Encoding.of(
-            self._schema,
-            categories=categories,
-            unknown=unknown,
-            time_unit=time_unit,
-            decimals=decimals,
-            where=self.files[0],
+            self._schema, categories=categories, where=self.files[0], **self._options
         )
         self.columns = self._encoding.columns
         row_bytes = sum(dtype.itemsize for dtype in self._encoding.dtypes.values())
@@ -449,11 +448,38 @@ class parquet_source:
         ends = np.cumsum(self._n_kept)
         first = int(np.searchsorted(ends, start, side="right"))
         skipped = start - int(ends[first - 1]) if first else start
-        starts = np.flatnonzero(np.diff(self._row_groups[first:, 0], prepend=-1))
-        files = np.split(np.arange(first, self.n_row_groups), starts[1:]) if len(starts) else []
         return chain.from_iterable(
-            self._whole_file(numbers.tolist(), 0 if i else skipped)
-            for i, numbers in enumerate(files)
+            self._whole_file(numbers, 0 if i else skipped)
+            for i, numbers in enumerate(self._by_file(first))
+        )
+
+    def _by_file(self, first: int) -> list[list[int]]:
+        """List the row groups of each file, from row group ``first`` on."""
+        numbers = range(first, self.n_row_groups)
+        return [list(some) for _, some in groupby(numbers, lambda n: self._row_groups[n, 0])]
+
+    def tables(self) -> Iterator[Any]:
+        """Give one epoch in the order of the files as Arrow tables, of what the columns are there."""
+        import pyarrow as pa
+
+        self._check_files()
+        types = [t.value_type if pa.types.is_dictionary(t) else t for t in self._schema.types]
+        schema = pa.schema(list(zip(self._schema.names, types)))
+        for numbers in self._by_file(0):
+            for batch in self._batches(numbers, self._read_rows, schema.names):
+                _, kept = self._encoding(batch, self._place(numbers), self._drop)
+                rows = batch if kept is None else batch.filter(pa.array(kept))
+                yield pa.Table.from_batches([rows]).cast(schema)
+
+    def _over(self, path: str | os.PathLike, seed: Seed) -> "parquet_source":
+        """Return a source over other files, whose columns become the same numbers."""
+        return parquet_source(
+            path,
+            columns=self._encoding.raw_columns,
+            shuffle_row_groups=True,
+            seed=seed,
+            categories=self.categories,
+            **self._options,
         )
 
     def _whole_file(self, numbers: list[int], start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -544,9 +570,6 @@ class parquet_source:
         i = int(self._row_groups[numbers[0], 0])
         read = dict.fromkeys([*columns, *(name for keep in self._keeps for name in keep.columns)])
         names = [name for name in read if name not in self._hive]
-        texts = [
-            n for n in names if n in self._schema.names and is_string(self._schema.field(n).type)
-        ]
         # Rows are numbered for a filter, which those of a batch of several row groups may not be.
         parts = [[number] for number in numbers] if self._keeps else [numbers]
         try:
@@ -557,7 +580,7 @@ class parquet_source:
                 metadata=footer_of(self.files[i], self._stamps[i]),
                 buffer_size=BUFFER_BYTES,
                 pre_buffer=False,
-                read_dictionary=texts,
+                read_dictionary=[n for n in names if n in self._encoding.as_dictionaries],
             ) as reader:
                 for part in parts:
                     first_row = int(self._first_rows[part[0]])
