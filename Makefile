@@ -13,7 +13,7 @@ help:
 	@echo "make test    the test suite"
 	@echo "make slow    the tests that take minutes"
 	@echo "make lint    ruff, mypy, yaml and toml checks, and whether patches/ is what pymc/ holds"
-	@echo "make docs    the documentation, into docs/build/html"
+	@echo "make docs    the documentation, into docs/build/html: runs the notebooks"
 	@echo "make bench   speed and memory in one table, in under 10 minutes (ARGS=--help tells more)"
 	@echo "make series  the change as a git am series, into series/"
 	@echo "make prove   apply that series to the upstream release and run its tests there"

@@ -1,4 +1,4 @@
-"""The code in the README and in the guide runs as it stands, on files."""
+"""The code in the README and in the guide runs as it stands, on files. `make docs` runs the notebooks."""
 
 import importlib
 import json
@@ -12,6 +12,7 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
+import yaml
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -151,3 +152,22 @@ def test_the_code_for_executors_runs_as_it_stands(events):
     assert done.returncode == 0, done.stderr
     means = json.loads(done.stdout.splitlines()[-1])
     np.testing.assert_allclose(means, [0, 1, -0.5, 0.25], atol=0.05)
+
+
+NOTEBOOKS = sorted((ROOT / "docs/source/notebooks").iterdir())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_listed_and_compile(path):
+    """All in all, `make docs` would do nothing with a file that this refuses, or stop in its middle."""
+    assert path.suffix == ".md"
+    toctree = (ROOT / "docs/source/index.rst").read_text()
+    assert f"\n   notebooks/{path.stem}\n" in toctree
+    header, text = re.fullmatch(r"---\n(.*?)\n---\n(.*)", path.read_text(), flags=re.S).groups()
+    header = yaml.safe_load(header)
+    assert header["jupytext"]["text_representation"]["format_name"] == "myst"
+    assert header["kernelspec"]["name"] == "python3"
+    cells = re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```$", text, flags=re.S | re.M)
+    assert cells and len(cells) == text.count("{code-cell}") == text.count("```") / 2
+    for cell in cells:
+        compile(cell, path.name, "exec")
