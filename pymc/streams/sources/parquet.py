@@ -17,16 +17,18 @@ import copy
 import os
 
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pymc.streams.blocks import arrow_to_numpy, check_exact, check_finite, n_rows_of
 from pymc.streams.position import Seed, checksum, random_order, seed_of
-from pymc.streams.sources.files import MANIFEST, find_files, footer_of, import_parquet, stamp_of
+from pymc.streams.sources.files import Piece, footer_of, import_parquet
+from pymc.streams.sources.stores import Store, files_at
 
 __all__ = ["parquet_source"]
 
@@ -41,6 +43,16 @@ OPEN_ROW_GROUPS = 16
 BUFFER_BYTES = 65_536
 # Row groups whose statistics are looked at: reading those of thousands takes seconds.
 MAX_RANGES = 512
+
+
+class _Turn(NamedTuple):
+    """A slice of a row group to be read."""
+
+    number: int
+    first: int  # row of the row group where the slice begins
+    skipped: int  # rows of it to be left out
+    is_first: bool  # that is read of the row group
+    is_last: bool
 
 
 class parquet_source:
@@ -126,8 +138,10 @@ class parquet_source:
         shuffle_row_groups: bool = False,
         seed: Seed = None,
         missing: str = "raise",
+        filesystem: Any = None,
+        storage_options: dict[str, Any] | None = None,
     ):
-        pq = import_parquet("parquet_source")
+        import_parquet("parquet_source")
         if missing not in ("raise", "drop"):
             raise ValueError(f'missing must be "raise" or "drop", got {missing!r}.')
         if isinstance(columns, str):
@@ -136,11 +150,10 @@ class parquet_source:
             raise ValueError(f"columns names a column twice: {list(columns)}.")
         if columns is not None and len(columns) == 0:
             raise ValueError("columns is empty: name at least one column.")
-        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-        # Absolute: a later chdir must not lose them.
-        self._paths = [Path(item).expanduser().absolute() for item in paths]
-        self.files = tuple(find_files(self._paths))
-        self._stamps = [stamp_of(file) for file in self.files]
+        # A disk or a store, and what was asked for there.
+        self._place, self._paths = files_at(path, filesystem, storage_options)
+        self.files = tuple(self._place.find(self._paths))
+        self._stamps = self._place.stamps(self.files)
         self.shuffle_row_groups = bool(shuffle_row_groups)
         self.seed = seed_of(seed)
         self._seed_given = seed is not None
@@ -149,9 +162,12 @@ class parquet_source:
         self.n_rows = 0
         all_columns = columns is None
         types = []
+        footers = self._place.footers(self.files, self._stamps)
         for i, file in enumerate(self.files):
             try:
-                metadata = footer_of(file, self._stamps[i])
+                metadata = next(footers)
+            except (ConnectionError, FileNotFoundError, PermissionError):
+                raise
             except Exception as error:
                 raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
             schema = metadata.schema.to_arrow_schema()
@@ -187,8 +203,11 @@ class parquet_source:
         # Rows that are left in each slice of each row group, those of slices without any left out.
         self._kept: list[list[int]] = []
         if self._drop:
-            for number in range(self.n_row_groups):
-                self._kept.append(list(map(n_rows_of, self._read([number], self._slice_rows))))
+            numbers = range(self.n_row_groups)
+            with closing(self._opened(numbers)) as opened:
+                for number in numbers:
+                    blocks = self._read([number], self._slice_rows, opened)
+                    self._kept.append(list(map(n_rows_of, blocks)))
             kept = sum(map(sum, self._kept))
             if kept == 0:
                 raise ValueError(f"every row at {path} has a missing value in {self.columns}.")
@@ -216,8 +235,7 @@ class parquet_source:
     @property
     def in_random_order(self) -> bool:
         """Whether rows come in large pieces in random order, or were shuffled on disk."""
-        shuffled = all((path / MANIFEST).is_file() for path in self._paths)
-        return self.shuffle_row_groups or shuffled
+        return self.shuffle_row_groups or all(map(self._place.is_shuffled, self._paths))
 
     @property
     def stream_identity(self) -> dict[str, Any]:
@@ -259,7 +277,8 @@ class parquet_source:
 
     def first_rows(self, group: int, n_rows: int) -> dict[str, np.ndarray] | None:
         """Read up to ``n_rows`` first rows of a row group, numbered over all files, if it has any."""
-        return next(self._read([group], n_rows), None)
+        with closing(self._opened([group])) as opened:
+            return next(self._read([group], n_rows, opened), None)
 
     def row_group_ranges(self) -> dict[str, list[tuple[Any, Any]]]:
         """Tell minimum and maximum of each column, also of those that are not read, in row groups.
@@ -297,6 +316,8 @@ class parquet_source:
         Blocks may span row groups of a file. Row groups before ``start`` are counted, not read.
         """
         self._check_files()
+        if isinstance(self._place, Store):
+            return self._in_order(range(self.n_row_groups), start)
         n_rows = self._row_groups[:, 2]
         ends = np.cumsum([sum(kept) for kept in self._kept] if self._drop else n_rows)
         first = int(np.searchsorted(ends, start, side="right"))
@@ -311,12 +332,12 @@ class parquet_source:
     def _whole_file(self, numbers: list[int], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read row groups of a file from row ``start`` on; it is opened once: that takes time."""
         try:
-            yield from self._read(numbers, self._read_rows, start)
+            yield from self._read(numbers, self._read_rows, self._opened(numbers[:1]), start)
             return
         except (ValueError, OSError) as error:
             failed = error
-        for number in numbers:  # each by itself tells whether it is the one
-            deque(self._read([number], self._read_rows), maxlen=0)
+        # Each by itself tells whether it is the one.
+        deque(self._in_order(numbers, 0), maxlen=0)
         raise failed
 
     def _slices(self, number: int) -> list[int]:
@@ -330,41 +351,67 @@ class parquet_source:
 
     def _in_order(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read row groups one after the other, from row ``start`` on."""
+        skipped = 0
         for number in order:
-            n_rows = sum(self._kept[number]) if self._drop else int(self._row_groups[number, 2])
+            n_rows = sum(self._slices(number))
             if start < n_rows:
-                yield from self._read([number], self._read_rows, start)
-            start = max(0, start - n_rows)
+                break
+            start -= n_rows
+            skipped += 1
+        order = order[skipped:]
+        with closing(self._opened(order)) as opened:
+            for number in order:
+                yield from self._read([number], self._read_rows, opened, start)
+                start = 0
 
     def _in_turn(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read some row groups at a time, a slice of each in turn, from row ``start`` on."""
-        # Each opened one with its slices, how many of them are done, and its reader.
-        waiting = ([number, self._slices(number), 0, None] for number in order)
-        opened: deque[list[Any]] = deque(islice(waiting, OPEN_ROW_GROUPS))
-        try:
-            while opened:
-                group = opened.popleft()
-                number, slices, done, reader = group
-                if done == len(slices):
-                    opened.extendleft(islice(waiting, 1))
-                    continue
-                if start < slices[done]:
-                    # What lies before ``start`` is counted, and only read within a row group.
-                    reader = reader or self._read([number], self._slice_rows, sum(slices[:done]))
-                    block = next(reader)
-                    yield {name: values[start:] for name, values in block.items()}
-                start = max(0, start - slices[done])
-                group[2:] = done + 1, reader
-                opened.append(group)
-        finally:
-            for *_, reader in opened:
-                if reader is not None:
+        to_open = (turn.number for turn in self._turns(order, start) if turn.is_first)
+        readers: dict[int, Generator[dict[str, np.ndarray], None, None]] = {}
+        with closing(self._opened(to_open)) as opened:
+            try:
+                for number, first, skipped, is_first, is_last in self._turns(order, start):
+                    if is_first:
+                        readers[number] = self._read([number], self._slice_rows, opened, first)
+                    block = next(readers[number])
+                    if is_last:
+                        readers.pop(number).close()
+                    yield {name: values[skipped:] for name, values in block.items()}
+            finally:
+                for reader in readers.values():
                     reader.close()
 
+    def _turns(self, order: Sequence[int], start: int) -> Iterator["_Turn"]:
+        """Tell which slices are read, some row groups at a time, from row ``start`` on."""
+        # Each with its slices, how many of them are done, and whether it is read already.
+        waiting = ([number, self._slices(number), 0, False] for number in order)
+        opened: deque[list[Any]] = deque(islice(waiting, OPEN_ROW_GROUPS))
+        while opened:
+            group = opened.popleft()
+            number, slices, done, is_read = group
+            if done == len(slices):
+                opened.extendleft(islice(waiting, 1))
+                continue
+            if start < slices[done]:
+                # What lies before ``start`` is counted, and only read within a row group.
+                is_last = done + 1 == len(slices)
+                yield _Turn(number, sum(slices[:done]), start, not is_read, is_last)
+                is_read = True
+            start = max(0, start - slices[done])
+            group[2:] = done + 1, is_read
+            opened.append(group)
+
+    def _opened(self, numbers: Iterable[int]) -> Any:
+        """Open row groups in order, as they are asked for; those of a store are fetched ahead."""
+        return self._place.opened(
+            Piece(self.files[i], self._stamps[i], group, self.columns)
+            for i, group in (self._row_groups[number, :2].tolist() for number in numbers)
+        )
+
     def _read(
-        self, numbers: list[int], n_rows: int, start: int = 0
+        self, numbers: list[int], n_rows: int, opened: Iterator[Any], start: int = 0
     ) -> Generator[dict[str, np.ndarray], None, None]:
-        """Read row groups of a file, ``n_rows`` at a time, from row ``start`` on.
+        """Read row groups of the file that is opened next, ``n_rows`` at a time, from ``start`` on.
 
         They are numbered over all files.
         """
@@ -375,16 +422,17 @@ class parquet_source:
         if len(groups) > 1:
             where += f" to {groups[-1]}"
         try:
-            self._check_unchanged(i)
+            file = next(opened)
+            self._check_unchanged(i, file)
             # Buffered, and not ahead: else pyarrow holds whole row groups, however large.
             footer = footer_of(self.files[i], self._stamps[i])
             with pq.ParquetFile(
-                self.files[i], metadata=footer, buffer_size=BUFFER_BYTES, pre_buffer=False
+                file, metadata=footer, buffer_size=BUFFER_BYTES, pre_buffer=False
             ) as reader:
                 for batch in reader.iter_batches(
                     n_rows, row_groups=groups, columns=list(self.columns), use_threads=False
                 ):
-                    self._check_unchanged(i)
+                    self._check_unchanged(i, file)
                     if not self._drop and start >= batch.num_rows:
                         start -= batch.num_rows
                         continue
@@ -397,7 +445,7 @@ class parquet_source:
             raise OSError(f"{where}: could not be read: {error}") from error
 
     def _check_files(self) -> None:
-        changed = set(self.files) ^ set(find_files(self._paths))
+        changed = set(self.files) ^ set(self._place.find(self._paths))
         if changed:
             raise RuntimeError(
                 f"{', '.join(map(str, sorted(changed)))}: added or removed since the source was "
@@ -405,8 +453,8 @@ class parquet_source:
                 "source (and a new model: N has changed)."
             )
 
-    def _check_unchanged(self, i: int) -> None:
-        if stamp_of(self.files[i]) != self._stamps[i]:
+    def _check_unchanged(self, i: int, opened: Any) -> None:
+        if self._place.stamp_of_opened(opened) != self._stamps[i]:
             raise RuntimeError(
                 f"{self.files[i]}: changed since the source was made, so that its rows are not "
                 f"those that n_rows={self.n_rows} counts. Make a new source."

@@ -17,7 +17,7 @@ import os
 import tempfile
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ import pandas as pd
 from pandas.util import hash_array
 
 from pymc.streams.blocks import Blocks, is_arrow, raw_blocks
-from pymc.streams.sources.files import find_files, import_parquet, stamp_of
+from pymc.streams.sources.files import Disk, Piece, Stamp, footer_of, import_parquet
 from pymc.streams.sources.parquet import READ_ROWS, parquet_source
+from pymc.streams.sources.stores import files_at
 
 # Bytes decoded at a time, which is what fewer than READ_ROWS wide rows take.
 READ_BYTES = 2**23
@@ -45,11 +46,13 @@ HASH_OF_NULL = 0x9E3779B97F4A7C15
 ROW_FACTOR = np.uint64(1_000_003)
 
 
-def tables_of(source: Any) -> "FileTables | BlockTables":
-    """See the files at a path, or any source, as tables."""
+def tables_of(
+    source: Any, storage_options: dict[str, Any] | None = None
+) -> "FileTables | BlockTables":
+    """See the files at a path or URL, or any source, as tables."""
     paths = [source] if isinstance(source, str | os.PathLike) else source
     if isinstance(paths, list | tuple) and all(isinstance(p, str | os.PathLike) for p in paths):
-        return FileTables([Path(path).expanduser().absolute() for path in paths])
+        return FileTables(*files_at(paths, storage_options=storage_options))
     return BlockTables(source)
 
 
@@ -62,7 +65,9 @@ class FileTables:
         Columns and types, which hold those of each file.
     n_rows : int
         Number of rows.
-    paths, files : list of Path
+    place : Disk or Store
+        Where the files are.
+    paths, files : list of Path or StoredPath
         Where the files were looked for, and the files.
     stamps : list of tuple
         Size and time of each file, by which a change is noticed.
@@ -72,22 +77,25 @@ class FileTables:
         Folder for temporary files; None for the system's.
     """
 
-    def __init__(self, paths: list[Path]):
+    def __init__(self, place: Any, paths: list[Any]):
+        import_parquet("pre_shuffle")
         import pyarrow as pa
 
-        pq = import_parquet("pre_shuffle")
         self.scratch: Path | None = None
-        self.paths = paths
-        self.files = find_files(paths)
-        self.stamps = [stamp_of(file) for file in self.files]
+        self.place, self.paths = place, paths
+        self.files = place.find(paths)
+        self.stamps = place.stamps(self.files)
         self.identity = {
             "files": [[file.name, *stamp] for file, stamp in zip(self.files, self.stamps)]
         }
         self.n_rows = 0
         schemas: list[Any] = []
+        footers = place.footers(self.files, self.stamps)
         for file in self.files:
             try:
-                metadata = pq.read_metadata(file)
+                metadata = next(footers)
+            except (ConnectionError, FileNotFoundError, PermissionError):
+                raise
             except Exception as error:
                 raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
             self.n_rows += metadata.num_rows
@@ -113,20 +121,38 @@ class FileTables:
         schema = _plain(self.schema)
         row_bytes = sum(map(width_of, schema.types))
         buffer_bytes = min(MAX_BUFFER, max(MIN_BUFFER, BUFFER_BYTES // len(schema)))
-        for file in self.files:
-            # Read as it is decoded: a row group may be larger than memory.
-            with pq.ParquetFile(file, pre_buffer=False, buffer_size=buffer_bytes) as reader:
-                for group in range(reader.num_row_groups):
-                    size = reader.metadata.row_group(group)
-                    n_bytes = max(1, size.total_byte_size, size.num_rows * row_bytes)
-                    n_rows = max(1, min(READ_ROWS, READ_BYTES * size.num_rows // n_bytes))
-                    where = f"{file}, row group {group}"
-                    if _pages_bytes(size) > MAX_PAGES_BYTES:
-                        n_columns = max(1, READ_BYTES * len(schema) // n_bytes)
-                        yield from self._by_columns(reader, group, n_rows, n_columns, where)
-                        continue
-                    for batch in reader.iter_batches(n_rows, row_groups=[group], use_threads=False):
-                        yield _cast(pa.Table.from_batches([batch]), schema, where)
+        pieces = [
+            Piece(file, stamp, group, schema.names)
+            for file, stamp in zip(self.files, self.stamps)
+            for group in range(footer_of(file, stamp).num_row_groups)
+        ]
+        last = None
+        with closing(self.place.opened(pieces)) as opened, ExitStack() as readers:
+            for (file, stamp, group, _), source in zip(pieces, opened):
+                if self.place.stamp_of_opened(source) != stamp:
+                    raise RuntimeError(f"{file}: changed while it was read.")
+                if source is not last:  # a file on disk is opened once for all its row groups
+                    readers.close()
+                    # Read as it is decoded: a row group may be larger than memory.
+                    reader = readers.enter_context(
+                        pq.ParquetFile(
+                            source,
+                            metadata=footer_of(file, stamp),
+                            pre_buffer=False,
+                            buffer_size=buffer_bytes,
+                        )
+                    )
+                    last = source
+                size = reader.metadata.row_group(group)
+                n_bytes = max(1, size.total_byte_size, size.num_rows * row_bytes)
+                n_rows = max(1, min(READ_ROWS, READ_BYTES * size.num_rows // n_bytes))
+                where = f"{file}, row group {group}"
+                if _pages_bytes(size) > MAX_PAGES_BYTES:
+                    n_columns = max(1, READ_BYTES * len(schema) // n_bytes)
+                    yield from self._by_columns(reader, group, n_rows, n_columns, where)
+                    continue
+                for batch in reader.iter_batches(n_rows, row_groups=[group], use_threads=False):
+                    yield _cast(pa.Table.from_batches([batch]), schema, where)
 
     def _by_columns(
         self, reader: Any, group: int, n_rows: int, n_columns: int, where: str
@@ -176,16 +202,18 @@ class BlockTables:
         import pyarrow as pa
 
         self.schema: Any = None
-        self.paths: list[Path] = []
-        self.files: list[Path] = []
-        self.stamps: list[tuple[int, int]] = []
+        self.place: Any = Disk()
+        self.paths: list[Any] = []
+        self.files: list[Any] = []
+        self.stamps: list[Stamp] = []
         self.scratch: Path | None = None
         self.identity: dict | None = None
         self.n_rows: int | None = None
         self._columns: tuple[str, ...] | None = None
         self._open: Callable[[], Any] = lambda: raw_blocks(source)
         if isinstance(source, parquet_source):
-            self.paths, self.files, self.stamps = source._paths, list(source.files), source._stamps
+            self.place, self.paths = source._place, source._paths
+            self.files, self.stamps = list(source.files), source._stamps
             self.n_rows, self.identity = source.n_rows, source.identity
             self._open = source.unshuffled
         elif isinstance(source, Mapping):
