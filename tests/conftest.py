@@ -13,6 +13,8 @@
 #   limitations under the License.
 """Fixtures under upstream's names, so that the tests run unchanged in upstream's tree."""
 
+import importlib
+import os
 import warnings
 
 import numpy as np
@@ -45,3 +47,12 @@ def fail_on_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
+
+
+def require(name):
+    """Import an optional library; without it skip the test, but fail it in CI."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        reason = f"{name} is not installed: {error}"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)

@@ -250,7 +250,7 @@ def _write(
             progress.advance(task, part.num_rows)
 
     buckets = _scatter(counted(), folder / "buckets", n_buckets, rng)
-    for file, stamp, now in zip(rows.files, rows.stamps, rows.place.stamps(rows.files)):
+    for file, stamp, now in zip(rows.files, rows.stamps, rows.storage.stamps(rows.files)):
         if now != stamp:
             raise RuntimeError(f"{file}: changed while it was read.")
     progress.update(task, total=contents.n_rows)

@@ -32,8 +32,9 @@ from pymc.streams.sources.files import Piece, footer_of
 REQUESTS, RANGE_BYTES = 16, 2**23
 # Bytes that are rather read in vain than left out by one more request.
 GAP_BYTES = 2**16
-# Bytes, and row groups, that may be fetched before they are read, the next one apart.
-AHEAD_BYTES, AHEAD = 2**26, 32
+# Bytes, and row groups, that are fetched before they are read, the next one apart. They begin with a
+# few, and become more with each one that is read: who wants a few rows need not wait for many.
+AHEAD_BYTES, AHEAD, FIRST_AHEAD = 2**26, 32, 4
 # Bytes of a row group that are kept in memory; those of a larger one in a temporary file.
 MEMORY_BYTES = 2**22
 
@@ -53,10 +54,11 @@ def fetched(store: Any, pieces: Iterable[Piece]) -> Generator["FetchedRowGroup",
     readers: dict[Any, Callable[[int, int], bytes]] = {}
     stopped = threading.Event()
     pool = ThreadPoolExecutor(REQUESTS, "pymc-store")
+    n_ahead = FIRST_AHEAD
     try:
         while True:
             while not ahead or (
-                len(ahead) <= AHEAD and sum(group.n_bytes for group in ahead) < AHEAD_BYTES
+                len(ahead) <= n_ahead and sum(group.n_bytes for group in ahead) < AHEAD_BYTES
             ):
                 piece = next(pieces, None)
                 if piece is None:
@@ -67,6 +69,7 @@ def fetched(store: Any, pieces: Iterable[Piece]) -> Generator["FetchedRowGroup",
             if not ahead:
                 return
             yield ahead.popleft().wait()
+            n_ahead = min(AHEAD, n_ahead + FIRST_AHEAD)
     finally:
         stopped.set()
         # Without waiting for requests under way; the interpreter does at its end.

@@ -120,7 +120,7 @@ def check_distinct(files: Sequence[Any]) -> None:
 
 def is_seen(parts: Sequence[str]) -> bool:
     """Tell whether a file below a folder is one of its rows' files, given the names on the way."""
-    return not any(part[0] in "._" for part in parts)
+    return not any(part.startswith((".", "_")) for part in parts)
 
 
 def _expand(place: Path) -> list[Path]:

@@ -151,9 +151,9 @@ class parquet_source:
         if columns is not None and len(columns) == 0:
             raise ValueError("columns is empty: name at least one column.")
         # A disk or a store, and what was asked for there.
-        self._place, self._paths = files_at(path, filesystem, storage_options)
-        self.files = tuple(self._place.find(self._paths))
-        self._stamps = self._place.stamps(self.files)
+        self._storage, self._paths = files_at(path, filesystem, storage_options)
+        self.files = tuple(self._storage.find(self._paths))
+        self._stamps = self._storage.stamps(self.files)
         self.shuffle_row_groups = bool(shuffle_row_groups)
         self.seed = seed_of(seed)
         self._seed_given = seed is not None
@@ -162,7 +162,7 @@ class parquet_source:
         self.n_rows = 0
         all_columns = columns is None
         types = []
-        footers = self._place.footers(self.files, self._stamps)
+        footers = self._storage.footers(self.files, self._stamps)
         for i, file in enumerate(self.files):
             try:
                 metadata = next(footers)
@@ -235,7 +235,7 @@ class parquet_source:
     @property
     def in_random_order(self) -> bool:
         """Whether rows come in large pieces in random order, or were shuffled on disk."""
-        return self.shuffle_row_groups or all(map(self._place.is_shuffled, self._paths))
+        return self.shuffle_row_groups or all(map(self._storage.is_shuffled, self._paths))
 
     @property
     def stream_identity(self) -> dict[str, Any]:
@@ -316,7 +316,7 @@ class parquet_source:
         Blocks may span row groups of a file. Row groups before ``start`` are counted, not read.
         """
         self._check_files()
-        if isinstance(self._place, Store):
+        if isinstance(self._storage, Store):
             return self._in_order(range(self.n_row_groups), start)
         n_rows = self._row_groups[:, 2]
         ends = np.cumsum([sum(kept) for kept in self._kept] if self._drop else n_rows)
@@ -403,7 +403,7 @@ class parquet_source:
 
     def _opened(self, numbers: Iterable[int]) -> Any:
         """Open row groups in order, as they are asked for; those of a store are fetched ahead."""
-        return self._place.opened(
+        return self._storage.opened(
             Piece(self.files[i], self._stamps[i], group, self.columns)
             for i, group in (self._row_groups[number, :2].tolist() for number in numbers)
         )
@@ -445,7 +445,7 @@ class parquet_source:
             raise OSError(f"{where}: could not be read: {error}") from error
 
     def _check_files(self) -> None:
-        changed = set(self.files) ^ set(self._place.find(self._paths))
+        changed = set(self.files) ^ set(self._storage.find(self._paths))
         if changed:
             raise RuntimeError(
                 f"{', '.join(map(str, sorted(changed)))}: added or removed since the source was "
@@ -454,7 +454,7 @@ class parquet_source:
             )
 
     def _check_unchanged(self, i: int, opened: Any) -> None:
-        if self._place.stamp_of_opened(opened) != self._stamps[i]:
+        if self._storage.stamp_of_opened(opened) != self._stamps[i]:
             raise RuntimeError(
                 f"{self.files[i]}: changed since the source was made, so that its rows are not "
                 f"those that n_rows={self.n_rows} counts. Make a new source."

@@ -65,7 +65,7 @@ class FileTables:
         Columns and types, which hold those of each file.
     n_rows : int
         Number of rows.
-    place : Disk or Store
+    storage : Disk or Store
         Where the files are.
     paths, files : list of Path or StoredPath
         Where the files were looked for, and the files.
@@ -77,20 +77,20 @@ class FileTables:
         Folder for temporary files; None for the system's.
     """
 
-    def __init__(self, place: Any, paths: list[Any]):
+    def __init__(self, storage: Any, paths: list[Any]):
         import_parquet("pre_shuffle")
         import pyarrow as pa
 
         self.scratch: Path | None = None
-        self.place, self.paths = place, paths
-        self.files = place.find(paths)
-        self.stamps = place.stamps(self.files)
+        self.storage, self.paths = storage, paths
+        self.files = storage.find(paths)
+        self.stamps = storage.stamps(self.files)
         self.identity = {
             "files": [[file.name, *stamp] for file, stamp in zip(self.files, self.stamps)]
         }
         self.n_rows = 0
         schemas: list[Any] = []
-        footers = place.footers(self.files, self.stamps)
+        footers = storage.footers(self.files, self.stamps)
         for file in self.files:
             try:
                 metadata = next(footers)
@@ -127,9 +127,9 @@ class FileTables:
             for group in range(footer_of(file, stamp).num_row_groups)
         ]
         last = None
-        with closing(self.place.opened(pieces)) as opened, ExitStack() as readers:
+        with closing(self.storage.opened(pieces)) as opened, ExitStack() as readers:
             for (file, stamp, group, _), source in zip(pieces, opened):
-                if self.place.stamp_of_opened(source) != stamp:
+                if self.storage.stamp_of_opened(source) != stamp:
                     raise RuntimeError(f"{file}: changed while it was read.")
                 if source is not last:  # a file on disk is opened once for all its row groups
                     readers.close()
@@ -202,7 +202,7 @@ class BlockTables:
         import pyarrow as pa
 
         self.schema: Any = None
-        self.place: Any = Disk()
+        self.storage: Any = Disk()
         self.paths: list[Any] = []
         self.files: list[Any] = []
         self.stamps: list[Stamp] = []
@@ -212,7 +212,7 @@ class BlockTables:
         self._columns: tuple[str, ...] | None = None
         self._open: Callable[[], Any] = lambda: raw_blocks(source)
         if isinstance(source, parquet_source):
-            self.place, self.paths = source._place, source._paths
+            self.storage, self.paths = source._storage, source._paths
             self.files, self.stamps = list(source.files), source._stamps
             self.n_rows, self.identity = source.n_rows, source.identity
             self._open = source.unshuffled
