@@ -33,6 +33,7 @@ from pymc.streams.blocks import (
     parts_of,
     to_block,
 )
+from pymc.streams.recoding import Recoding, check_numbers
 
 # What is cut into batches at a time: a call for each batch would cost more than its rows.
 BYTES_AT_ONCE = 2**21
@@ -239,12 +240,18 @@ class Batches:
             Any source of the same columns, in any order. Those that it has beyond them are left out.
         optional : collection of str
             Columns that it may lack, which are zero then.
+
+        Returns
+        -------
+        Batches
+            Keys have the codes of these batches, and times their units.
         """
         columns, preprocess_fn = self.columns, self._preprocess_fn
         other = copy.copy(self)
         other.lacking = []
         other.blocks = Blocks(source, numeric=False)
         raw_columns, names = self.blocks.columns, other.blocks.columns
+        recode = Recoding(self.blocks.encoding, other.blocks.encoding)
 
         def select(block: Block) -> Any:
             if isinstance(block, np.ndarray) and names and block.shape[1:] == (len(names),):
@@ -252,6 +259,8 @@ class Batches:
                     block = dict(zip(names, block.T))
                 elif raw_columns and set(raw_columns) <= set(names):
                     block = block[:, [names.index(name) for name in raw_columns]]
+            # What it lacks is told below, or by preprocess_fn.
+            block = recode(block) if isinstance(block, dict) else block
             block = preprocess_fn(block) if preprocess_fn else block
             if columns is None or not isinstance(block, dict):
                 return block
@@ -261,6 +270,7 @@ class Batches:
                 raise ValueError(f"the columns {needed} are not among {list(block)}.")
             zeros = np.zeros(n_rows_of(block))
             block = {name: block.get(name, zeros) for name in columns}
+            check_numbers(block)
             return block if self.format.names else np.column_stack(list(block.values()))
 
         other._preprocess_fn, other._finite, other._opened = select, False, None

@@ -26,12 +26,15 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pymc.streams.position import checksum
+
+if TYPE_CHECKING:
+    from pymc.streams.encoding import Encoding
 
 Block = np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...]
 
@@ -304,6 +307,8 @@ class Blocks:
         Whether the rows are known to come in random order, or in large pieces in random order.
     checked : bool
         Whether the source gives plain blocks whose values it has checked: one of ours.
+    encoding : Encoding or None
+        How its columns became numbers, of a source whose columns were keys, times and the like.
     """
 
     def __init__(self, source: Any, numeric: bool = True):
@@ -334,6 +339,8 @@ class Blocks:
         in_memory = _is_array(source) or _is_table(source)
         self.seekable = in_memory or bool(_of_its_own(source, "seekable"))
         self.in_random_order = bool(_of_its_own(source, "in_random_order"))
+        # What its columns were before they became numbers, where it says so.
+        self.encoding: Encoding | None = _of_its_own(source, "encoding")
         # The epoch that was opened for a look at its first block: it may be the only one.
         self._opened: Iterator[Block] | None = None
 

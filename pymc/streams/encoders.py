@@ -200,22 +200,16 @@ class Times(Converter):
     """A column of times: numbers of a unit, in UTC where they know their time zone."""
 
     def __init__(self, name: str, arrow_type: Any, time_unit: str):
-        import pyarrow.types as pt
-
         super().__init__(name)
-        self._unit = TIME_UNITS[time_unit]
-        since = " since 1970-01-01"
-        if pt.is_time(arrow_type):
-            since = " since midnight"
-        elif pt.is_duration(arrow_type):
-            since = ""
-        elif pt.is_timestamp(arrow_type) and arrow_type.tz is not None:
-            since += " UTC"
-        self.unit = f"{time_unit}{since}"
+        self._unit, self._since = TIME_UNITS[time_unit], _since(arrow_type)
+        self.unit = f"{time_unit}{self._since}"
 
     def _converted(self, column: Any, what: str) -> np.ndarray:
         import pyarrow as pa
+        import pyarrow.types as pt
 
+        if not pt.is_temporal(column.type) or _since(column.type) != self._since:
+            raise TypeError(f"{what}: values of type {column.type}, which are not in {self.unit}.")
         is_date = column.type == "date32"
         tick = TIME_UNITS["D" if is_date else getattr(column.type, "unit", "ms")]
         ticks = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
@@ -288,7 +282,7 @@ def encoder_of(
     import pyarrow.types as pt
 
     value_type = arrow_type.value_type if _is_dictionary(arrow_type) else arrow_type
-    if _is_string(value_type):
+    if is_string(value_type):
         value_type = pa.large_string()
     if levels is not None or _is_dictionary(arrow_type) or value_type == "large_string":
         if pt.is_floating(value_type) or pt.is_nested(value_type) or pt.is_null(value_type):
@@ -316,6 +310,32 @@ def encoder_of(
     )
 
 
+def common_type(one: Any, other: Any) -> Any:
+    """Return a type for values of both types, or None where they become different numbers."""
+    import pyarrow as pa
+    import pyarrow.types as pt
+
+    if one.equals(other):
+        return one
+    if _is_number(one) and _is_number(other):
+        dtypes = one.to_pandas_dtype(), other.to_pandas_dtype()
+        return pa.from_numpy_dtype(np.result_type(*dtypes))
+    if pt.is_fixed_size_list(one) and pt.is_fixed_size_list(other):
+        of_both = common_type(one.value_type, other.value_type)
+        return of_both and one.list_size == other.list_size and pa.list_(of_both, one.list_size)
+    if _is_dictionary(one) or _is_dictionary(other):
+        values = [t.value_type if _is_dictionary(t) else t for t in (one, other)]
+        of_both = common_type(*values)
+        return of_both and pa.dictionary(pa.int32(), of_both)
+    if is_string(one) and is_string(other):
+        return pa.large_string()
+    if pt.is_decimal(one) and pt.is_decimal(other):
+        return one
+    if pt.is_temporal(one) and pt.is_temporal(other):
+        return one if _since(one) == _since(other) else None
+    return None
+
+
 def check_no_nulls(column: Any, what: str) -> None:
     if column.null_count:
         arrow_to_numpy(column, what)
@@ -327,7 +347,19 @@ def _is_number(arrow_type: Any) -> bool:
     return pt.is_integer(arrow_type) or pt.is_floating(arrow_type) or pt.is_boolean(arrow_type)
 
 
-def _is_string(arrow_type: Any) -> bool:
+def _since(arrow_type: Any) -> str:
+    """Say since when times of a type are counted."""
+    import pyarrow.types as pt
+
+    if pt.is_time(arrow_type):
+        return " since midnight"
+    if pt.is_duration(arrow_type):
+        return ""
+    zoned = pt.is_timestamp(arrow_type) and arrow_type.tz is not None
+    return " since 1970-01-01 UTC" if zoned else " since 1970-01-01"
+
+
+def is_string(arrow_type: Any) -> bool:
     import pyarrow.types as pt
 
     return (
@@ -363,7 +395,7 @@ def distinct(column: Any) -> Any:
     if _is_dictionary(values.type):
         values = values.dictionary_decode()
     values = values.drop_null()
-    return values.cast(pa.large_string()) if _is_string(values.type) else values
+    return values.cast(pa.large_string()) if is_string(values.type) else values
 
 
 def _hashes(values: Any) -> np.ndarray:

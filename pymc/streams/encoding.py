@@ -26,6 +26,7 @@ from pymc.streams.encoders import (
     Encoder,
     Keys,
     Times,
+    common_type,
     distinct,
     encoder_of,
     one_chunk,
@@ -121,12 +122,10 @@ class Encoding:
             raise ValueError(f"time_unit must be one of {list(TIME_UNITS)}, got {time_unit!r}.")
         if decimals not in ("exact", "round"):
             raise ValueError(f'decimals must be "exact" or "round", got {decimals!r}.')
-        counts = Counter(schema.names)
+        columns = schema.names if columns is None else list(columns)
+        schema = joined_schema([(where, schema)], columns)
         encoders = []
-        for name in schema.names if columns is None else columns:
-            if counts[name] != 1:
-                trouble = "no column" if counts[name] == 0 else "more than one column"
-                raise ValueError(f"{where}: {trouble} {name!r}; it has {schema.names}.")
+        for name in columns:
             levels = (categories or {}).get(name)
             other = unknown.get(name) if isinstance(unknown, Mapping) else unknown
             arrow_type = schema.field(name).type
@@ -253,3 +252,41 @@ class Categories:
 
         self._parts[name] = [pa.concat_arrays(self._parts[name]).unique()]
         self._merged[name] = len(self._parts[name][0])
+
+
+def joined_schema(schemas: Iterable[tuple[Any, Any]], columns: Iterable[str]) -> Any:
+    """Return a schema of columns that holds those of several places.
+
+    Parameters
+    ----------
+    schemas : iterable of (place, pyarrow.Schema)
+        Files, say, and their columns.
+    columns : iterable of str
+        The columns.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a column is missing somewhere, or becomes other numbers there than in the first place.
+    """
+    import pyarrow as pa
+
+    types: dict[str, Any] = {}
+    first_place = None
+    for place, schema in schemas:
+        counts = Counter(schema.names)
+        for name in columns:
+            if counts[name] != 1:
+                trouble = "no column" if counts[name] == 0 else "more than one column"
+                raise ValueError(f"{place}: {trouble} {name!r}; it has {schema.names}.")
+            here = schema.field(name).type
+            before = types.setdefault(name, here)
+            both = common_type(before, here)
+            if both is None:
+                raise TypeError(
+                    f"{place}: column {name!r} is of type {here}, and of type {before} in "
+                    f"{first_place}. Write it in one type."
+                )
+            types[name] = both
+        first_place = first_place or place
+    return pa.schema(list(types.items()))

@@ -183,6 +183,11 @@ class StreamingDataset:
         then.
     columns : tuple of str or None
         Names of the columns.
+    categories : dict of str to ndarray
+        The categories of each column of keys in the source, which comes as codes: ``i`` stands for
+        the ``i``-th one. ``pm.Model(coords=ds.categories)``, and ``effect[ds["carrier"]]``.
+    units : dict of str to str
+        The unit of each column of times in the source.
     sample_shape : tuple
         Shape of one row.
     batches_seen, rows_streamed : int
@@ -342,6 +347,16 @@ class StreamingDataset:
         return self._n_rows if self._given is None else self._given
 
     @property
+    def categories(self) -> dict[str, np.ndarray]:
+        encoding = self._reader.batches.blocks.encoding
+        return {} if encoding is None else encoding.categories
+
+    @property
+    def units(self) -> dict[str, str]:
+        encoding = self._reader.batches.blocks.encoding
+        return {} if encoding is None else encoding.units
+
+    @property
     def epoch(self) -> int:
         return self._reader.epoch
 
@@ -375,15 +390,24 @@ class StreamingDataset:
         Returns
         -------
         TensorVariable
-            Shape ``(batch_size,)``: ``int64`` for a column of integers, ``bool`` for one of
-            booleans, else the buffer's type.
+            Shape ``(batch_size,)``: ``int64`` for a column of integers, and of codes, ``bool`` for
+            one of booleans, else the buffer's type. A column of lists of k numbers has shape
+            ``(batch_size, k)``.
         """
         if self.columns is None:
             raise TypeError(f"stream {self.name!r}: the source's columns have no names.")
-        if column not in self.columns:
+        columns: int | slice
+        if column in self.columns:
+            columns = j = self.columns.index(column)
+        elif f"{column}[0]" in self.columns:  # a list of one length
+            j = self.columns.index(f"{column}[0]")
+            stop = j + 1
+            while self.columns[stop : stop + 1] == (f"{column}[{stop - j}]",):
+                stop += 1
+            columns = slice(j, stop)
+        else:
             raise KeyError(f"stream {self.name!r}: no column {column!r}: {list(self.columns)}.")
-        j = self.columns.index(column)
-        values = self._buffers[0][:, j]
+        values = self._buffers[0][:, columns]
         kind = self._format.dtypes[j if self._format.names else 0].kind
         if kind in "iu":
             return values.astype("int64")

@@ -30,6 +30,7 @@ from pymc.streams.blocks import (
     parts_of,
     positive_int,
 )
+from pymc.streams.encoding import Encoding
 from pymc.streams.position import Seed, random_order, seed_of
 
 __all__ = ["shuffle_buffer"]
@@ -186,6 +187,21 @@ class shuffle_buffer:
         """Whether batches are drawn from all rows, or from pieces in random order."""
         whole = self.n_rows is not None and self.buffer_size >= self.n_rows
         return whole or self._blocks.in_random_order
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """How columns of the source became numbers."""
+        return self._blocks.encoding
+
+    @property
+    def categories(self) -> dict[str, np.ndarray]:
+        """The categories of each column of codes."""
+        return self.encoding.categories if self.encoding else {}
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of each column of times."""
+        return self.encoding.units if self.encoding else {}
 
     @property
     def gives_checked_blocks(self) -> bool:

@@ -120,8 +120,9 @@ def pre_shuffle(
     Returns
     -------
     parquet_source
-        A source over the result, whose row groups come in a new random order each epoch. Its
-        columns are those of numbers and booleans.
+        A source over the result, whose row groups come in a new random order each epoch. Of a
+        :class:`parquet_source` it has the columns, with their categories and units; else the
+        columns of numbers and booleans. The files keep the keys and times that these stand for.
 
     Raises
     ------
@@ -201,6 +202,8 @@ def pre_shuffle(
             else:
                 upload(partial, place, progress)
                 shutil.rmtree(partial)
+    if isinstance(source, parquet_source):
+        return source._over(destination, seed, of_destination)
     columns = numeric_columns(FileTables(target, target.find([place])[:1]).schema)
     return parquet_source(
         destination,

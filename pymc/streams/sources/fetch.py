@@ -95,11 +95,12 @@ class FetchedRowGroup(io.RawIOBase):
         pool: ThreadPoolExecutor,
     ):
         super().__init__()
-        self._store, self._file, self._get = store, piece.file, get
-        self.stamp = self._expected = piece.stamp
+        self._store, self._piece, self._get = store, piece, get
+        self.stamp = piece.stamp
         self._position = 0
         extents = extents_of(footer_of(piece.file, piece.stamp).row_group(piece.group), piece)
-        self._starts, self._stops = [list(places) for places in zip(*extents)] or ([], [])
+        self._starts = [start for start, _ in extents]
+        self._stops = [stop for _, stop in extents]
         # Where the bytes of each extent begin in what was fetched.
         self._offsets = [0, *accumulate(stop - start for start, stop in extents)]
         self.n_bytes = self._offsets.pop()
@@ -119,8 +120,8 @@ class FetchedRowGroup(io.RawIOBase):
         try:
             data = self._get(start, stop)
         except OSError:
-            self.stamp = self._store.stamp(self._file)
-            if self.stamp == self._expected:
+            self.stamp = self._store.stamp(self._piece.file)
+            if self.stamp == self._piece.stamp:
                 raise
             return
         with self._lock:
@@ -132,13 +133,17 @@ class FetchedRowGroup(io.RawIOBase):
             self._n_left -= 1
             is_last = self._n_left == 0
         if is_last:
-            self.stamp = self._store.stamp(self._file)
+            self.stamp = self._store.stamp(self._piece.file)
 
     def wait(self) -> "FetchedRowGroup":
         """Wait until all is fetched, or an error is known."""
-        for request in self._requests:
-            request.result()
-        if self._spool is not None and self.stamp == self._expected:
+        try:
+            for request in self._requests:
+                request.result()
+        except OSError as error:
+            where = f"{self._piece.file}, row group {self._piece.group}"
+            raise OSError(f"{where}: could not be read: {error}") from error
+        if self._spool is not None and self.stamp == self._piece.stamp:
             self._spool.flush()
             self._bytes = mmap.mmap(self._spool.fileno(), 0, access=mmap.ACCESS_READ)
             self._spool.close()
@@ -154,13 +159,13 @@ class FetchedRowGroup(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        size, _ = self._expected
+        size, _ = self._piece.stamp
         self._position = offset + {0: 0, 1: self._position, 2: size}[whence]
         return self._position
 
     def read(self, size: int = -1) -> Any:
         """Give bytes, without a copy where they were fetched."""
-        start, (end, _) = self._position, self._expected
+        start, (end, _) = self._position, self._piece.stamp
         self._position = stop = end if size < 0 else min(end, start + size)
         i = bisect_right(self._starts, start) - 1
         if i < 0 or stop > self._stops[i]:

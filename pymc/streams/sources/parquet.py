@@ -16,18 +16,22 @@
 import copy
 import os
 
-from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import chain, islice
-from pathlib import Path
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pymc.streams.blocks import arrow_to_numpy, check_exact, check_finite, n_rows_of
+from pymc.streams.blocks import n_rows_of
+from pymc.streams.encoders import is_string
+from pymc.streams.encoding import Categories, Encoding, joined_schema
+from pymc.streams.passes import in_threads
 from pymc.streams.position import Seed, checksum, random_order, seed_of
 from pymc.streams.sources.files import Piece, footer_of, import_parquet
+from pymc.streams.sources.filters import Filter, Keep, kept_rows
+from pymc.streams.sources.hive import constant, hive_columns
 from pymc.streams.sources.stores import Store, files_at
 
 __all__ = ["parquet_source"]
@@ -43,6 +47,8 @@ OPEN_ROW_GROUPS = 16
 BUFFER_BYTES = 65_536
 # Row groups whose statistics are looked at: reading those of thousands takes seconds.
 MAX_RANGES = 512
+# Threads that count rows and find categories.
+N_THREADS = min(8, os.cpu_count() or 1)
 
 
 class _Turn(NamedTuple):
@@ -59,19 +65,31 @@ class parquet_source:
     """Stream the rows of Parquet files, row group by row group.
 
     Iterating gives one epoch: blocks that map each column to an array of shape ``(rows,)``,
-    in the column's own type. It can be iterated again and again, and feeds
-    :class:`shuffle_buffer`, :class:`StreamingDataset` or :func:`pymc.Minibatch`.
+    of numbers. It can be iterated again and again, and feeds :class:`shuffle_buffer`,
+    :class:`StreamingDataset` or :func:`pymc.Minibatch`.
+
+    ================================== =========================================================
+    column of the files                what it becomes
+    ================================== =========================================================
+    integer, float, boolean            the same
+    string, dictionary                 ``int32`` codes: places in the column's ``categories``
+    any key that has ``categories=``   the same
+    timestamp, date, time, duration    ``float64``: a number of ``time_unit``, as ``units`` says
+    decimal                            ``float64``
+    fixed-size list ``x`` of k numbers k columns: ``x[0]``, ``x[1]``, ...
+    ================================== =========================================================
 
     Parameters
     ----------
     path : str, Path or sequence of these
         A file, a folder (its ``*.parquet`` files, also in folders below, but for names that
         begin with ``.`` or ``_``), a glob pattern, or a list of these. Files are read in the
-        order of their names; those of a list in the order of the list.
+        order of their names; those of a list in the order of the list. Folders within it that are
+        called ``month=3`` are columns: of integers, where all values are, or of strings.
     columns : sequence of str, optional
         The columns to read, in this order. Default: all columns of the first file, which the
         other files must have as well. Columns are matched by name, so their order within a
-        file does not matter. They must be integers, floats or booleans.
+        file does not matter.
     shuffle_row_groups : bool, default False
         Read the row groups of all files in a new random order each epoch. With a
         :class:`shuffle_buffer` that holds many row groups, this brings rows from all over the
@@ -85,15 +103,35 @@ class parquet_source:
         What to do with rows that hold a null, a NaN or an infinite value in one of the columns:
         an error, or leave them out. To leave them out, all rows are read once at construction,
         so that ``n_rows`` is the number of rows that are streamed.
+    categories : mapping of str to sequence, optional
+        The categories of columns, of integers or dates too: code ``i`` stands for the ``i``-th one.
+        Those of another source, ``train.categories``, give both the same codes. Default: the
+        strings that occur, sorted by code point, which a pass at construction finds.
+    unknown : value, or mapping of str to value, optional
+        The category that stands for all values that are not among the categories. It comes last,
+        unless it is one of them. Default: such a value is an error.
+    time_unit : {"s", "D", "h", "min", "ms", "us", "ns"}
+        The unit of times: of timestamps and dates since 1970-01-01, in UTC where they know their
+        time zone; of times of a day since midnight.
+    decimals : {"exact", "round"}
+        Whether a decimal number that no float holds is an error, or rounded.
+    filters : pyarrow.compute.Expression, optional
+        Keep the rows for which this is true, neither false nor null: ``field("month") == 3``. It may
+        look at columns that are not read. They are read once at construction, so that ``n_rows`` is
+        the number of rows that are streamed; row groups without such a row are not read again.
 
     Attributes
     ----------
     n_rows : int
-        Rows in an epoch, from the files' metadata, without the dropped ones.
-    n_dropped : int
-        Rows left out by ``missing="drop"``.
+        Rows in an epoch: from the files' metadata, or as counted.
+    n_filtered, n_dropped : int
+        Rows left out by ``filters``, and of the others by ``missing="drop"``.
     columns : tuple of str
         The columns in the order in which they are read.
+    categories : dict of str to ndarray
+        The categories of each column of codes: ``pm.Model(coords=source.categories)``.
+    units : dict of str to str
+        The unit of each column of times: ``"s since 1970-01-01 UTC"``, say.
     files : tuple of Path
         The files.
     seed : int
@@ -106,11 +144,12 @@ class parquet_source:
     FileNotFoundError
         If there is no file at ``path``.
     ValueError
-        If a column is missing in a file, if the files hold no row, or if a file is not Parquet;
-        while reading, if a column holds a null, a NaN or an infinite value. The message names
-        file, row group and column.
+        If a column is missing in a file, if the files hold no row or none that is kept, or if a file
+        is not Parquet; while reading, if a column holds a null, a NaN or an infinite value, a value
+        that is not among its categories, or a decimal number that no float holds. The message
+        names file, row group and column.
     TypeError
-        If a column is not numeric.
+        If a column cannot become numbers, or other ones in another file.
     RuntimeError
         While reading, if files were added, removed or changed since construction.
 
@@ -126,6 +165,16 @@ class parquet_source:
     (2, ('x', 'y'))
     >>> [block["y"].tolist() for block in source]
     [[0, 1]]
+
+    Keys become codes, and rows are chosen:
+
+    >>> import pyarrow.compute as pc
+    >>> folder = tempfile.mkdtemp()
+    >>> flights = pa.table({"carrier": ["UA", "AA", "UA"], "delay": [3, -1, 8]})
+    >>> pq.write_table(flights, f"{folder}/part-0.parquet")
+    >>> source = parquet_source(folder, filters=pc.field("delay") > 0, unknown="other")
+    >>> source.n_rows, source.n_filtered, source.categories["carrier"].tolist()
+    (2, 1, ['UA', 'other'])
     """
 
     gives_checked_blocks = True
@@ -138,10 +187,17 @@ class parquet_source:
         shuffle_row_groups: bool = False,
         seed: Seed = None,
         missing: str = "raise",
+        categories: Mapping[str, Any] | None = None,
+        unknown: Any = None,
+        time_unit: str = "s",
+        decimals: str = "exact",
+        filters: Any = None,
         filesystem: Any = None,
         storage_options: dict[str, Any] | None = None,
     ):
         import_parquet("parquet_source")
+        import pyarrow as pa
+
         if missing not in ("raise", "drop"):
             raise ValueError(f'missing must be "raise" or "drop", got {missing!r}.')
         if isinstance(columns, str):
@@ -158,10 +214,10 @@ class parquet_source:
         self.seed = seed_of(seed)
         self._seed_given = seed is not None
         self._next_epoch = 0
+        self._hive = hive_columns(self._paths, list(self.files))
         row_groups: list[tuple[int, int, int, int]] = []
-        self.n_rows = 0
         all_columns = columns is None
-        types = []
+        schemas: list[tuple[Any, Any]] = []
         footers = self._storage.footers(self.files, self._stamps)
         for i, file in enumerate(self.files):
             try:
@@ -171,6 +227,10 @@ class parquet_source:
             except Exception as error:
                 raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
             schema = metadata.schema.to_arrow_schema()
+            if i == 0:  # a column that files have as well is read from these
+                self._hive = {n: v for n, v in self._hive.items() if n not in schema.names}
+            for name, values in self._hive.items():
+                schema = schema.append(pa.field(name, values.type))
             if columns is None:
                 columns = schema.names
             elif all_columns and set(schema.names) > set(columns):
@@ -178,40 +238,122 @@ class parquet_source:
                     f"{file}: column(s) {sorted(set(schema.names) - set(columns))} that "
                     f"{self.files[0]} does not have. Name the columns to read with columns=[...]."
                 )
-            counts = Counter(schema.names)
-            types.append([_numpy_dtype(schema, counts, name, file) for name in columns])
+            if not schemas or not schema.equals(schemas[-1][1]):
+                schemas.append((file, schema))
             for group in range(metadata.num_row_groups):
                 size = metadata.row_group(group)
                 row_groups.append((i, group, size.num_rows, size.total_byte_size))
-            self.n_rows += metadata.num_rows
         # Number of the file, number in the file, rows and bytes of each row group.
         self._row_groups = np.array(row_groups, dtype=np.int64).reshape(-1, 4)
-        self.columns = tuple(columns or ())
-        if not self.columns:
+        n_rows = self._row_groups[:, 2]
+        # The place of the first row of each among the rows of all files.
+        self._first_rows = np.cumsum(n_rows) - n_rows
+        if not columns:
             raise ValueError(f"{self.files[0]}: no columns.")
-        if self.n_rows == 0:
+        self._n_in_files = int(n_rows.sum())
+        if self._n_in_files == 0:
             raise ValueError(f"no rows in the {len(self.files)} file(s) at {path}.")
-        # One type for a column in all files: a column of integers in some becomes what holds all.
-        self._dtypes = {
-            name: np.result_type(*(row[j] for row in types)) for j, name in enumerate(self.columns)
+        self._schema = joined_schema(schemas, columns)
+        self._options: dict[str, Any] = {
+            "unknown": unknown,
+            "time_unit": time_unit,
+            "decimals": decimals,
         }
-        row_bytes = sum(dtype.itemsize for dtype in self._dtypes.values())
+        self._encoding = Encoding.of(
+            self._schema, categories=categories, where=self.files[0], **self._options
+        )
+        self.columns = self._encoding.columns
+        row_bytes = sum(dtype.itemsize for dtype in self._encoding.dtypes.values())
         self._read_rows = max(1, min(READ_ROWS, READ_BYTES // row_bytes))
         self._slice_rows = min(SLICE_ROWS, self._read_rows)
         self._drop = missing == "drop"
-        self.n_dropped = 0
+        self._keeps: tuple[Keep, ...] = ()
+        if filters is not None:
+            keep = Filter(filters, schemas[0][1])
+            joined_schema(schemas, keep.columns)  # are they in all files?
+            self._keeps = (keep,)
+        self._select()
+
+    def _select(self) -> None:
+        """Count the rows that are kept, and find the categories that are not given."""
+        n_rows = n_passed = self._n_in_files
         # Rows that are left in each slice of each row group, those of slices without any left out.
         self._kept: list[list[int]] = []
+        if self._keeps:
+            n_rows = n_passed = self._count(drop=False)
+            if n_rows == 0:
+                told = ", ".join(keep.identity for keep in self._keeps)
+                raise ValueError(f"no row of the {len(self.files)} file(s) is left by {told}.")
+        if self._encoding.unfound:
+            self._encoding = self._encoding.with_categories(self._find_categories())
         if self._drop:
-            numbers = range(self.n_row_groups)
-            with closing(self._opened(numbers)) as opened:
-                for number in numbers:
-                    blocks = self._read([number], self._slice_rows, opened)
-                    self._kept.append(list(map(n_rows_of, blocks)))
-            kept = sum(map(sum, self._kept))
-            if kept == 0:
-                raise ValueError(f"every row at {path} has a missing value in {self.columns}.")
-            self.n_rows, self.n_dropped = kept, self.n_rows - kept
+            n_rows = self._count(drop=True)
+            if n_rows == 0:
+                raise ValueError(
+                    f"every row of {self.files[0]}{', ...' if len(self.files) > 1 else ''} has a "
+                    f"missing value in {self.columns}."
+                )
+        self.n_rows = n_rows
+        self.n_filtered, self.n_dropped = self._n_in_files - n_passed, n_passed - n_rows
+
+    def _count(self, drop: bool) -> int:
+        """Count the rows that are kept in each slice of each row group; those without any are gone."""
+        columns = self._encoding.raw_columns if drop else ()
+
+        def count(_: int, opened: tuple[int, Any]) -> list[int]:
+            number, file = opened
+            where = self._place([number])
+            batches = self._batches([number], file, self._slice_rows, columns)
+            rows = (n_rows_of(self._block(b, where)) if drop else b.num_rows for b in batches)
+            return [n_rows for n_rows in rows if n_rows]
+
+        counts = list(self._in_threads(count, columns))
+        left = [number for number, kept in enumerate(counts) if kept]
+        self._row_groups, self._first_rows = self._row_groups[left], self._first_rows[left]
+        self._kept = [counts[number] for number in left]
+        return sum(map(sum, self._kept))
+
+    def _find_categories(self) -> dict[str, Any]:
+        """Find the values of columns of keys, in a pass that reads no others."""
+        names = self._encoding.unfound
+
+        def find(_: int, opened: tuple[int, Any]) -> Categories:
+            number, file = opened
+            found = Categories(names)
+            for batch in self._batches([number], file, self._read_rows, names):
+                found.add(batch)
+            return found
+
+        found = Categories(names)
+        for part in self._in_threads(find, names):
+            found.join(part)
+        return found.found()
+
+    def _in_threads(self, work: Callable, columns: Sequence[str]) -> Iterator[Any]:
+        """Give what each row group comes to, whose number and file some threads work on."""
+        numbers = range(self.n_row_groups)
+        with closing(self._opened(numbers, columns)) as opened:
+            yield from in_threads(zip(numbers, opened), work, N_THREADS)
+
+    def _where(self, keep: Keep) -> "parquet_source":
+        """Return a source of those rows that ``keep`` keeps, of the same categories."""
+        other = copy.copy(self)
+        other._keeps = (*self._keeps, keep)
+        other._select()
+        return other
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the columns of the files become numbers."""
+        return self._encoding
+
+    @property
+    def categories(self) -> dict[str, np.ndarray]:
+        return self._encoding.categories
+
+    @property
+    def units(self) -> dict[str, str]:
+        return self._encoding.units
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
@@ -251,7 +393,14 @@ class parquet_source:
             "missing": "drop" if self._drop else "raise",
             "shuffle_row_groups": self.shuffle_row_groups,
             "seed": self.seed if self.shuffle_row_groups else None,
+            **self._meaning,
         }
+
+    @property
+    def _meaning(self) -> dict[str, Any]:
+        """What rows are kept and what their numbers mean, where this is not all there is to a file."""
+        kept = {"filters": [keep.identity for keep in self._keeps]} if self._keeps else {}
+        return kept | self._encoding.identity
 
     def with_seeds_of(self, identity: dict[str, Any]) -> "parquet_source":
         """Return the same source, with the seed of an identity if none was given."""
@@ -277,8 +426,8 @@ class parquet_source:
 
     def first_rows(self, group: int, n_rows: int) -> dict[str, np.ndarray] | None:
         """Read up to ``n_rows`` first rows of a row group, numbered over all files, if it has any."""
-        with closing(self._opened([group])) as opened:
-            return next(self._read([group], n_rows, opened), None)
+        with closing(self._opened([group], self._encoding.raw_columns)) as opened:
+            return next(self._read([group], next(opened), n_rows), None)
 
     def row_group_ranges(self) -> dict[str, list[tuple[Any, Any]]]:
         """Tell minimum and maximum of each column, also of those that are not read, in row groups.
@@ -294,6 +443,9 @@ class parquet_source:
                 if column.is_stats_set and column.statistics.has_min_max:
                     limits = column.statistics.min, column.statistics.max
                     ranges.setdefault(column.path_in_schema, []).append(limits)
+            for name, values in self._hive.items():
+                if values[i].is_valid:
+                    ranges.setdefault(name, []).append((values[i].as_py(),) * 2)
         return ranges
 
     @property
@@ -303,6 +455,7 @@ class parquet_source:
             "files": [[file.name, *stamp] for file, stamp in zip(self.files, self._stamps)],
             "columns": list(self.columns),
             "missing": "drop" if self._drop else "raise",
+            **self._meaning,
         }
 
     def by_row_group(self) -> Iterator[dict[str, np.ndarray]]:
@@ -316,33 +469,66 @@ class parquet_source:
         Blocks may span row groups of a file. Row groups before ``start`` are counted, not read.
         """
         self._check_files()
-        if isinstance(self._storage, Store):
-            return self._in_order(range(self.n_row_groups), start)
-        n_rows = self._row_groups[:, 2]
-        ends = np.cumsum([sum(kept) for kept in self._kept] if self._drop else n_rows)
+        ends = np.cumsum(self._n_kept)
         first = int(np.searchsorted(ends, start, side="right"))
         skipped = start - int(ends[first - 1]) if first else start
-        starts = np.flatnonzero(np.diff(self._row_groups[first:, 0], prepend=-1))
-        files = np.split(np.arange(first, self.n_row_groups), starts[1:]) if len(starts) else []
-        return chain.from_iterable(
-            self._whole_file(numbers.tolist(), 0 if i else skipped)
-            for i, numbers in enumerate(files)
-        )
+        return self._whole_files(self._by_file(first), skipped)
 
-    def _whole_file(self, numbers: list[int], start: int) -> Iterator[dict[str, np.ndarray]]:
-        """Read row groups of a file from row ``start`` on; it is opened once: that takes time."""
-        try:
-            yield from self._read(numbers, self._read_rows, self._opened(numbers[:1]), start)
-            return
-        except (ValueError, OSError) as error:
-            failed = error
-        # Each by itself tells whether it is the one.
-        deque(self._in_order(numbers, 0), maxlen=0)
-        raise failed
+    def _by_file(self, first: int) -> list[list[int]]:
+        """List the row groups of each file, from row group ``first`` on; of a store, one by one."""
+        numbers = range(first, self.n_row_groups)
+        if isinstance(self._storage, Store):
+            return [[number] for number in numbers]
+        return [list(some) for _, some in groupby(numbers, lambda n: self._row_groups[n, 0])]
+
+    def tables(self) -> Iterator[Any]:
+        """Give one epoch in the order of the files as Arrow tables, of what the columns are there."""
+        import pyarrow as pa
+
+        self._check_files()
+        types = [t.value_type if pa.types.is_dictionary(t) else t for t in self._schema.types]
+        schema = pa.schema(list(zip(self._schema.names, types)))
+        parts = self._by_file(0)
+        with closing(self._opened((part[0] for part in parts), schema.names)) as opened:
+            for numbers, file in zip(parts, opened):
+                for batch in self._batches(numbers, file, self._read_rows, schema.names):
+                    _, kept = self._encoding(batch, self._place(numbers), self._drop)
+                    rows = batch if kept is None else batch.filter(pa.array(kept))
+                    yield pa.Table.from_batches([rows]).cast(schema)
+
+    def _over(
+        self, path: str | os.PathLike, seed: Seed, storage_options: dict[str, Any] | None
+    ) -> "parquet_source":
+        """Return a source over other files, whose columns become the same numbers."""
+        options: dict[str, Any] = {
+            "columns": self._encoding.raw_columns,
+            "categories": self.categories,
+            "storage_options": storage_options,
+            **self._options,
+        }
+        return parquet_source(path, shuffle_row_groups=True, seed=seed, **options)
+
+    def _whole_files(self, parts: list[list[int]], start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Read row groups of files from row ``start`` on; each file is opened once: that takes time."""
+        columns = self._encoding.raw_columns
+        with closing(self._opened((part[0] for part in parts), columns)) as opened:
+            for numbers, file in zip(parts, opened):
+                try:
+                    yield from self._read(numbers, file, self._read_rows, start)
+                except (ValueError, OSError):
+                    if len(numbers) > 1:  # each by itself tells whether it is the one
+                        deque(self._in_order(numbers, 0), maxlen=0)
+                    raise
+                start = 0
+
+    @property
+    def _n_kept(self) -> np.ndarray:
+        """The rows that are left in each row group."""
+        return np.array(list(map(sum, self._kept))) if self._kept else self._row_groups[:, 2]
 
     def _slices(self, number: int) -> list[int]:
         """List the rows in each slice of a row group."""
-        if self._drop:
+        if self._kept:
             return self._kept[number]
         n_rows = int(self._row_groups[number, 2])
         return [
@@ -351,28 +537,30 @@ class parquet_source:
 
     def _in_order(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read row groups one after the other, from row ``start`` on."""
+        n_kept = self._n_kept
         skipped = 0
         for number in order:
-            n_rows = sum(self._slices(number))
+            n_rows = int(n_kept[number])
             if start < n_rows:
                 break
             start -= n_rows
             skipped += 1
         order = order[skipped:]
-        with closing(self._opened(order)) as opened:
-            for number in order:
-                yield from self._read([number], self._read_rows, opened, start)
+        with closing(self._opened(order, self._encoding.raw_columns)) as opened:
+            for number, file in zip(order, opened):
+                yield from self._read([number], file, self._read_rows, start)
                 start = 0
 
     def _in_turn(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read some row groups at a time, a slice of each in turn, from row ``start`` on."""
         to_open = (turn.number for turn in self._turns(order, start) if turn.is_first)
         readers: dict[int, Generator[dict[str, np.ndarray], None, None]] = {}
-        with closing(self._opened(to_open)) as opened:
+        with closing(self._opened(to_open, self._encoding.raw_columns)) as opened:
             try:
                 for number, first, skipped, is_first, is_last in self._turns(order, start):
                     if is_first:
-                        readers[number] = self._read([number], self._slice_rows, opened, first)
+                        file = next(opened)
+                        readers[number] = self._read([number], file, self._slice_rows, first)
                     block = next(readers[number])
                     if is_last:
                         readers.pop(number).close()
@@ -401,48 +589,85 @@ class parquet_source:
             group[2:] = done + 1, is_read
             opened.append(group)
 
-    def _opened(self, numbers: Iterable[int]) -> Any:
+    def _opened(self, numbers: Iterable[int], columns: Sequence[str]) -> Any:
         """Open row groups in order, as they are asked for; those of a store are fetched ahead."""
+        names = [name for name in self._looked_at(columns) if name not in self._hive]
         return self._storage.opened(
-            Piece(self.files[i], self._stamps[i], group, self.columns)
+            Piece(self.files[i], self._stamps[i], group, names)
             for i, group in (self._row_groups[number, :2].tolist() for number in numbers)
         )
 
+    def _looked_at(self, columns: Sequence[str]) -> dict[str, None]:
+        """Name columns and those that filters look at, once each and in order."""
+        return dict.fromkeys([*columns, *(name for keep in self._keeps for name in keep.columns)])
+
     def _read(
-        self, numbers: list[int], n_rows: int, opened: Iterator[Any], start: int = 0
+        self, numbers: list[int], file: Any, n_rows: int, start: int = 0
     ) -> Generator[dict[str, np.ndarray], None, None]:
-        """Read row groups of the file that is opened next, ``n_rows`` at a time, from ``start`` on.
+        """Read row groups of a file, ``n_rows`` at a time, from row ``start`` on.
 
         They are numbered over all files.
         """
+        where = self._place(numbers)
+        for batch in self._batches(numbers, file, n_rows, self._encoding.raw_columns):
+            if not self._drop and start >= batch.num_rows:
+                start -= batch.num_rows
+                continue
+            block = self._block(batch, where)
+            n_kept = n_rows_of(block)
+            if start < n_kept:
+                yield {name: values[start:] for name, values in block.items()}
+            start = max(0, start - n_kept)
+
+    def _batches(
+        self, numbers: list[int], file: Any, n_rows: int, columns: Sequence[str]
+    ) -> Generator[Any, None, None]:
+        """Read columns of row groups of a file as record batches, of the rows that filters keep.
+
+        Of no columns, the batches have the right number of rows.
+        """
         pq = import_parquet("parquet_source")
         i = int(self._row_groups[numbers[0], 0])
-        groups = self._row_groups[numbers, 1].tolist()
-        where = f"{self.files[i]}, row group {groups[0]}"
-        if len(groups) > 1:
-            where += f" to {groups[-1]}"
+        read = self._looked_at(columns)
+        names = [name for name in read if name not in self._hive]
+        texts = [
+            n for n in names if n in self._schema.names and is_string(self._schema.field(n).type)
+        ]
+        # Rows are numbered for a filter, which those of a batch of several row groups may not be.
+        parts = [[number] for number in numbers] if self._keeps else [numbers]
         try:
-            file = next(opened)
             self._check_unchanged(i, file)
             # Buffered, and not ahead: else pyarrow holds whole row groups, however large.
-            footer = footer_of(self.files[i], self._stamps[i])
             with pq.ParquetFile(
-                file, metadata=footer, buffer_size=BUFFER_BYTES, pre_buffer=False
+                file,
+                metadata=footer_of(self.files[i], self._stamps[i]),
+                buffer_size=BUFFER_BYTES,
+                pre_buffer=False,
+                read_dictionary=texts,
             ) as reader:
-                for batch in reader.iter_batches(
-                    n_rows, row_groups=groups, columns=list(self.columns), use_threads=False
-                ):
-                    self._check_unchanged(i, file)
-                    if not self._drop and start >= batch.num_rows:
-                        start -= batch.num_rows
-                        continue
-                    block = self._block(batch, where)
-                    n_kept = n_rows_of(block)
-                    if start < n_kept:
-                        yield {name: values[start:] for name, values in block.items()}
-                    start = max(0, start - n_kept)
+                for part in parts:
+                    first_row = int(self._first_rows[part[0]])
+                    groups = self._row_groups[part, 1].tolist()
+                    for batch in reader.iter_batches(
+                        n_rows, row_groups=groups, columns=names, use_threads=False
+                    ):
+                        self._check_unchanged(i, file)
+                        stop = first_row + batch.num_rows
+                        for name in read.keys() & self._hive.keys():
+                            value = constant(self._hive[name], i, batch.num_rows)
+                            batch = batch.append_column(name, value)
+                        batch = kept_rows(batch, self._keeps, first_row)
+                        yield batch.select(columns) if columns else batch
+                        first_row = stop
         except OSError as error:
-            raise OSError(f"{where}: could not be read: {error}") from error
+            raise OSError(f"{self._place(numbers)}: could not be read: {error}") from error
+
+    def _place(self, numbers: list[int]) -> str:
+        """Name row groups of a file."""
+        file = self.files[int(self._row_groups[numbers[0], 0])]
+        groups = self._row_groups[numbers, 1].tolist()
+        several = f" to {groups[-1]}" if len(groups) > 1 else ""
+        return f"{file}, row group {groups[0]}{several}"
 
     def _check_files(self) -> None:
         changed = set(self.files) ^ set(self._storage.find(self._paths))
@@ -461,38 +686,4 @@ class parquet_source:
             )
 
     def _block(self, batch: Any, where: str) -> dict[str, np.ndarray]:
-        block = {}
-        keep: Any = slice(None)
-        if self._drop:
-            keep = np.ones(batch.num_rows, dtype=bool)
-        for name in self.columns:
-            column = batch.column(name)
-            if self._drop and column.null_count:
-                keep &= column.is_valid().to_numpy(zero_copy_only=False)
-                column = column.fill_null(False if column.type == "bool" else 0)
-            values = arrow_to_numpy(column, f"{where}, column {name!r}")
-            if self._drop and values.dtype.kind == "f":
-                keep &= np.isfinite(values)
-            block[name] = values
-        for name, dtype in self._dtypes.items():
-            what = f"{where}, column {name!r}"
-            values = block[name][keep]
-            check_finite(values, what)
-            check_exact(values, dtype, what)
-            block[name] = values.astype(dtype, copy=False)
-        return block
-
-
-def _numpy_dtype(schema: Any, counts: Counter, name: str, file: Path) -> np.dtype:
-    import pyarrow.types as pt
-
-    if counts[name] != 1:
-        trouble = "no column" if counts[name] == 0 else "more than one column"
-        raise ValueError(f"{file}: {trouble} {name!r}; it has {schema.names}.")
-    arrow_type = schema.field(name).type
-    if not (pt.is_integer(arrow_type) or pt.is_floating(arrow_type) or pt.is_boolean(arrow_type)):
-        raise TypeError(
-            f"{file}: column {name!r} is not numeric ({arrow_type}). Name the columns to read with "
-            "columns=[...], or write the column as a number."
-        )
-    return np.dtype(arrow_type.to_pandas_dtype())
+        return self._encoding(batch, where, self._drop)[0]

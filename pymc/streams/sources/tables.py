@@ -29,6 +29,7 @@ from pandas.util import hash_array
 
 from pymc.streams.blocks import Blocks, is_arrow, raw_blocks
 from pymc.streams.sources.files import Disk, Piece, Stamp, footer_of, import_parquet
+from pymc.streams.sources.hive import constant, hive_columns
 from pymc.streams.sources.parquet import READ_ROWS, parquet_source
 from pymc.streams.sources.stores import files_at
 
@@ -89,6 +90,7 @@ class FileTables:
             "files": [[file.name, *stamp] for file, stamp in zip(self.files, self.stamps)]
         }
         self.n_rows = 0
+        hive = hive_columns(paths, self.files)
         schemas: list[Any] = []
         footers = storage.footers(self.files, self.stamps)
         for file in self.files:
@@ -99,7 +101,12 @@ class FileTables:
             except Exception as error:
                 raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
             self.n_rows += metadata.num_rows
-            schemas.append(metadata.schema.to_arrow_schema())
+            schema = metadata.schema.to_arrow_schema()
+            if not schemas:  # a column that files have as well is read from these
+                self._hive = {n: v for n, v in hive.items() if n not in schema.names}
+            for name, values in self._hive.items():
+                schema = schema.append(pa.field(name, values.type))
+            schemas.append(schema)
             names, expected = schemas[-1].names, schemas[0].names
             if not names:
                 raise ValueError(f"{file}: no columns.")
@@ -121,14 +128,18 @@ class FileTables:
         schema = _plain(self.schema)
         row_bytes = sum(map(width_of, schema.types))
         buffer_bytes = min(MAX_BUFFER, max(MIN_BUFFER, BUFFER_BYTES // len(schema)))
+        in_files = [name for name in schema.names if name not in self._hive]
         pieces = [
-            Piece(file, stamp, group, schema.names)
-            for file, stamp in zip(self.files, self.stamps)
+            (i, Piece(file, stamp, group, in_files))
+            for i, (file, stamp) in enumerate(zip(self.files, self.stamps))
             for group in range(footer_of(file, stamp).num_row_groups)
         ]
         last = None
-        with closing(self.storage.opened(pieces)) as opened, ExitStack() as readers:
-            for (file, stamp, group, _), source in zip(pieces, opened):
+        with (
+            closing(self.storage.opened(piece for _, piece in pieces)) as opened,
+            ExitStack() as readers,
+        ):
+            for (i, (file, stamp, group, _)), source in zip(pieces, opened):
                 if self.storage.stamp_of_opened(source) != stamp:
                     raise RuntimeError(f"{file}: changed while it was read.")
                 if source is not last:  # a file on disk is opened once for all its row groups
@@ -149,10 +160,15 @@ class FileTables:
                 where = f"{file}, row group {group}"
                 if _pages_bytes(size) > MAX_PAGES_BYTES:
                     n_columns = max(1, READ_BYTES * len(schema) // n_bytes)
-                    yield from self._by_columns(reader, group, n_rows, n_columns, where)
-                    continue
-                for batch in reader.iter_batches(n_rows, row_groups=[group], use_threads=False):
-                    yield _cast(pa.Table.from_batches([batch]), schema, where)
+                    tables = self._by_columns(reader, group, n_rows, n_columns, where)
+                else:
+                    batches = reader.iter_batches(n_rows, row_groups=[group], use_threads=False)
+                    tables = (pa.Table.from_batches([batch]) for batch in batches)
+                for table in tables:
+                    for name, values in self._hive.items():
+                        value = constant(values, i, table.num_rows)
+                        table = table.append_column(name, value)
+                    yield _cast(table, schema, where)
 
     def _by_columns(
         self, reader: Any, group: int, n_rows: int, n_columns: int, where: str
@@ -160,8 +176,8 @@ class FileTables:
         """Read a row group, ``n_rows`` at a time, but decode it ``n_columns`` at a time."""
         import pyarrow as pa
 
-        schema = _plain(self.schema)
-        fields = list(schema)
+        fields = [column for column in _plain(self.schema) if column.name not in self._hive]
+        schema = pa.schema(fields)
         with ExitStack() as opened:
             decoded = []
             for start in range(0, len(fields), n_columns):
@@ -215,7 +231,7 @@ class BlockTables:
             self.storage, self.paths = source._storage, source._paths
             self.files, self.stamps = list(source.files), source._stamps
             self.n_rows, self.identity = source.n_rows, source.identity
-            self._open = source.unshuffled
+            self._open = source.tables
         elif isinstance(source, Mapping):
             self.n_rows = max(map(len, source.values()), default=0)
             self._open = lambda: [source]

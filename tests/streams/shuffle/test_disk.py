@@ -86,6 +86,57 @@ def sorted_rows(table):
     return sorted(map(repr, table.to_pylist()))
 
 
+# Keys, times and names of folders
+
+
+def test_of_a_parquet_source_keys_and_times_are_kept_and_mean_the_same(tmp_path, out):
+    day = np.datetime64("2026-01-01", "s")
+    for i in range(3):
+        row = np.arange(25 * i, 25 * (i + 1))
+        columns = {"row": row.astype(f"int{16 << i % 2}"), "x": [[i, j] for j in row]}
+        columns["x"] = pa.array(columns["x"], pa.list_(pa.float64(), 2))
+        columns["key"] = pa.array([f"key {j % 7 + i}" for j in row]).dictionary_encode()
+        columns["time"] = day + row
+        columns["event"] = [{"a": 1}] * 25
+        write(tmp_path / "in" / f"part={i}" / "a.parquet", pa.table(columns))
+    source = parquet_source(
+        tmp_path / "in",
+        columns=["row", "key", "time", "part", "x"],
+        filters=pa.compute.field("row") > 4,
+        unknown="other",
+        time_unit="min",
+    )
+    result = shuffled(source, out)
+    assert result.columns == source.columns and result.units == source.units
+    assert result.categories["key"].tolist() == source.categories["key"].tolist()
+    rows, expected = (
+        np.concatenate([np.stack(list(block.values()), axis=1) for block in each.unshuffled()])
+        for each in (result, source)
+    )
+    assert len(rows) == 70 and not (rows == expected).all()
+    np.testing.assert_array_equal(rows[np.argsort(rows[:, 0])], expected)
+    table = pq.read_table(out)
+    assert set(table["key"].to_pylist()) == {f"key {i}" for i in range(9)}
+    assert table.schema.field("time").type == pa.timestamp("ms")
+    assert shuffled(source, out).n_rows == 70  # it is there already
+
+
+def test_of_a_path_names_of_folders_are_columns(tmp_path, out, monkeypatch):
+    for month in (1, 2):
+        for region in ("a", "b"):
+            place = tmp_path / "in" / f"month={month}" / f"region={region}" / "part.parquet"
+            write(place, table_of(25 * month, 25 * month + 10))
+    for limit in (2**26, 1):  # a column at a time too
+        monkeypatch.setattr(tables, "MAX_PAGES_BYTES", limit)
+        result = shuffled(tmp_path / "in", out)
+        assert result.columns == ("row", "x", "month")
+        rows = pq.read_table(out).to_pylist()
+        assert len(rows) == 40
+        assert all(row["month"] == row["row"] // 25 for row in rows)
+        assert sorted(row["region"] for row in rows) == ["a"] * 20 + ["b"] * 20
+        shutil.rmtree(out)
+
+
 # What is written
 
 

@@ -123,7 +123,12 @@ def test_promotion_that_would_change_an_integer_is_an_error(tmp_path):
     [
         ({"row": [1]}, None, ValueError, r"part-3.parquet: no column 'x'; it has \['row'\]"),
         ({"row": [1]}, ["x"], ValueError, "part-3.parquet: no column 'x'"),
-        ({"row": [1], "x": ["a"]}, None, TypeError, "part-3.parquet: column 'x' is not numeric"),
+        (
+            {"row": [1], "x": ["a"]},
+            None,
+            TypeError,
+            "part-3.parquet: column 'x' is of type string, and of type double in .*part-0.parquet",
+        ),
         (
             {"row": [1], "x": [1.0], "z": [1.0]},
             None,
@@ -138,11 +143,12 @@ def test_a_file_whose_columns_do_not_fit_is_named(folder, columns, asked, error,
         parquet_source(folder, columns=asked)
 
 
-def test_a_timestamp_column_may_be_left_out(tmp_path):
-    time = pa.array([0], pa.timestamp("us"))
-    write(tmp_path / "a.parquet", {"time": time, "x": [1.0]})
+def test_a_column_that_is_no_number_may_be_left_out(tmp_path):
+    write(tmp_path / "a.parquet", {"event": [{"bid": 1}], "x": [1.0]})
     assert parquet_source(tmp_path, columns=["x"]).n_rows == 1
-    with pytest.raises(TypeError, match=r"'time' is not numeric \(timestamp\[us\]\).*columns="):
+    with pytest.raises(
+        TypeError, match=r"a.parquet: column 'event' is not numeric \(struct<.*columns="
+    ):
         parquet_source(tmp_path)
 
 
@@ -182,7 +188,7 @@ def test_missing_rows_are_dropped_counted_and_taken_off_n(tmp_path):
     assert next(iter(source))["n"].dtype == "int64"
     source = parquet_source(tmp_path, columns=["n", "x", "flag"], missing="drop")
     assert (source.n_rows, rows_of(source, "flag")) == (1, [True])
-    with pytest.raises(ValueError, match=r"every row at .* has a missing value in .*unused"):
+    with pytest.raises(ValueError, match=r"every row of .* has a missing value in .*unused"):
         parquet_source(tmp_path, columns=["unused"], missing="drop")
     with pytest.raises(ValueError, match='missing must be "raise" or "drop", got \'fill\''):
         parquet_source(tmp_path, columns=["x"], missing="fill")
