@@ -27,14 +27,13 @@ from typing import Any
 
 from pymc.streams.sources.files import Piece, footer_of
 
-# Requests that are made at a time, and the bytes of one: enough to fill a line of 10 Gbit/s where
-# a request takes 100 ms.
-REQUESTS, RANGE_BYTES = 16, 2**23
+# Requests that are made at a time, and the bytes of one. pyarrow has 25 connections to S3.
+REQUESTS, RANGE_BYTES = 32, 2**22
 # Bytes that are rather read in vain than left out by one more request.
 GAP_BYTES = 2**16
 # Bytes, and row groups, that are fetched before they are read, the next one apart. They begin with a
 # few, and become more with each one that is read: who wants a few rows need not wait for many.
-AHEAD_BYTES, AHEAD, FIRST_AHEAD = 2**26, 32, 4
+AHEAD_BYTES, AHEAD, FIRST_AHEAD = 2**27, 64, 8
 # Bytes of a row group that are kept in memory; those of a larger one in a temporary file.
 MEMORY_BYTES = 2**22
 

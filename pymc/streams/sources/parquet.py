@@ -84,7 +84,8 @@ class parquet_source:
     path : str, Path or sequence of these
         A file, a folder (its ``*.parquet`` files, also in folders below, but for names that
         begin with ``.`` or ``_``), a glob pattern, or a list of these. Files are read in the
-        order of their names; those of a list in the order of the list. Folders within it that are
+        order of their names; those of a list in the order of the list. Or URLs of the same in an
+        object store: ``s3://``, ``gs://``, ``az://``, ``hf://``, ... Folders within it that are
         called ``month=3`` are columns: of integers, where all values are, or of strings.
     columns : sequence of str, optional
         The columns to read, in this order. Default: all columns of the first file, which the
@@ -119,6 +120,11 @@ class parquet_source:
         Keep the rows for which this is true, neither false nor null: ``field("month") == 3``. It may
         look at columns that are not read. They are read once at construction, so that ``n_rows`` is
         the number of rows that are streamed; row groups without such a row are not read again.
+    filesystem : pyarrow.fs.FileSystem or fsspec.AbstractFileSystem, optional
+        The file system that ``path`` is in, which is a plain path then: ``bucket/folder``.
+    storage_options : dict, optional
+        Keywords, such as credentials, for the file system of fsspec that opens the URL. Default:
+        pyarrow opens it, where it can, or else fsspec.
 
     Attributes
     ----------
@@ -133,7 +139,7 @@ class parquet_source:
     units : dict of str to str
         The unit of each column of times: ``"s since 1970-01-01 UTC"``, say.
     files : tuple of Path
-        The files.
+        The files; of a store, objects of which ``str`` gives the URL.
     seed : int
         The seed as a plain number.
 
@@ -143,6 +149,10 @@ class parquet_source:
         If pyarrow is not installed.
     FileNotFoundError
         If there is no file at ``path``.
+    OSError
+        If a file cannot be read. Of a store: ``PermissionError`` if it refuses, ``ConnectionError``
+        if it does not answer in five attempts, within about ten seconds besides those that the
+        libraries make; in the middle of a stream an ``OSError`` that says this, with the row group.
     ValueError
         If a column is missing in a file, if the files hold no row or none that is kept, or if a file
         is not Parquet; while reading, if a column holds a null, a NaN or an infinite value, a value
@@ -152,6 +162,15 @@ class parquet_source:
         If a column cannot become numbers, or other ones in another file.
     RuntimeError
         While reading, if files were added, removed or changed since construction.
+
+    Notes
+    -----
+    Of a store, the byte ranges of the columns that are read are fetched, up to 32 at a time, of up to
+    64 row groups ahead. Held are up to 128 MB that wait to be read, 128 MB under way and 64 MB that
+    are being read, whatever the size of row groups: those of more than 4 MB in these columns, as they
+    are in the file, go by a temporary file. Each object is asked for its version once all of a row
+    group is there, before a row of it is streamed. With fsspec that is size and ETag (or what the
+    store has for it); with pyarrow, size and time to the second.
 
     Examples
     --------
