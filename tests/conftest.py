@@ -17,9 +17,21 @@ import importlib
 import os
 import warnings
 
+from types import ModuleType
+
 import numpy as np
 import pytensor
 import pytest
+
+
+def require(name: str) -> ModuleType:
+    """Import an optional library, or skip the test with the reason; in CI it must be there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"the extra test lacks {name}: {error}")
+        pytest.skip(f"{name} is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +59,3 @@ def fail_on_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
-
-
-def require(name):
-    """Import an optional library; without it skip the test, but fail it in CI."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        reason = f"{name} is not installed: {error}"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)

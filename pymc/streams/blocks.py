@@ -40,6 +40,8 @@ Block = np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...]
 
 # Rows in a slice of a source that is one array: a view, so only copies downstream cost memory.
 SLICE_ROWS = 65_536
+# Bytes of a slice that is read from disk, unless a chunk there is larger.
+SLICE_BYTES = 2**25
 # Rows of an array that tell whether it is still the same: so many samples, spread evenly.
 SAMPLES, SAMPLE_ROWS = 16, 256
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -130,10 +132,11 @@ def arrow_to_numpy(column: Any, what: str) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _array(values: Any, what: str, numeric: bool = True) -> np.ndarray:
+def _array(values: Any, what: str, numeric: bool = True, whole: bool = False) -> Any:
+    """Check what should be an array, and convert it, unless it is a whole one on disk."""
     if np.ma.isMaskedArray(values) and np.ma.getmaskarray(values).any():
         raise ValueError(f"{what}: masked values. Fill or drop these rows before streaming.")
-    array = np.asarray(values)
+    array = values if whole and is_on_disk(values) else np.asarray(values)
     if numeric and array.dtype.kind not in "biuf":
         raise TypeError(
             f"{what}: not numeric ({type(values).__name__}, dtype {array.dtype}). A block is an "
@@ -151,11 +154,19 @@ def is_arrow(block: Any) -> bool:
     return exports and not hasattr(block, "__next__")
 
 
-def to_block(block: Any, where: str, numeric: bool = True) -> Block:
+def is_on_disk(array: Any) -> bool:
+    """Tell an array that is read where it is sliced, of h5py, zarr or Dask, from one in memory."""
+    # An xarray.DataArray has chunks and coordinates, and is in memory as a rule.
+    return is_array(array) and hasattr(type(array), "chunks") and not hasattr(type(array), "coords")
+
+
+def to_block(block: Any, where: str, numeric: bool = True, whole: bool = False) -> Block:
     """Bring what a source gave into one of the three plain forms, and check it.
 
-    Unless ``numeric``, its values may be strings or objects.
+    Unless ``numeric``, its values may be strings or objects. Of a ``whole`` source, arrays on disk
+    stay there.
     """
+    _refuse_rows(block, where)
     if is_arrow(block):
         if not hasattr(block, "column"):
             import pyarrow
@@ -168,7 +179,8 @@ def to_block(block: Any, where: str, numeric: bool = True) -> Block:
     plain: Block
     if isinstance(block, Mapping | pd.DataFrame):
         plain = {
-            str(name): _array(block[name], f"{where}, column {name!r}", numeric) for name in block
+            str(name): _array(block[name], f"{where}, column {name!r}", numeric, whole)
+            for name in block
         }
         wrong = [f"{name!r} {values.shape}" for name, values in plain.items() if values.ndim != 1]
         if wrong:
@@ -177,16 +189,43 @@ def to_block(block: Any, where: str, numeric: bool = True) -> Block:
             raise ValueError(f"{where}: two columns have the same name.")
     elif isinstance(block, tuple | list):
         plain = tuple(
-            _array(values, f"{where}, array {i}", numeric) for i, values in enumerate(block)
+            _array(values, f"{where}, array {i}", numeric, whole) for i, values in enumerate(block)
         )
     else:
         return _array(block, where, numeric)
     if len(plain) == 0:
         raise ValueError(f"{where}: no columns.")
-    lengths = [len(values) for values in parts_of(plain)]
+    lengths = [values.shape[0] for values in parts_of(plain)]
     if len(set(lengths)) > 1:
         raise ValueError(f"{where}: columns of different lengths: {lengths}.")
     return plain
+
+
+def _refuse_rows(block: Any, where: str) -> None:
+    """Refuse rows of single values, a database cursor's say, which would pass for columns."""
+    if isinstance(block, Mapping):
+        one_row = len(block) > 0 and all(map(_is_single, block.values()))
+    elif isinstance(block, tuple | list) and len(block) > 0:
+        one_row = all(map(_is_single, block))
+        if not one_row and not any(hasattr(part, "shape") for part in block):
+            kind = type(block[0]).__name__
+            raise TypeError(
+                f"{where}: a {type(block).__name__} of {len(block)} rows, of type {kind}. Make columns "
+                "of them: pandas.DataFrame(rows, columns=[...])."
+            )
+    else:
+        return
+    if one_row:
+        raise TypeError(
+            f"{where}: a single row, a {type(block).__name__} of values. A block has many rows: "
+            "for rows in itertools.batched(source, 10_000): yield pandas.DataFrame(rows, columns=[...])."
+        )
+
+
+def _is_single(value: Any) -> bool:
+    if hasattr(value, "shape"):
+        return value.shape == ()
+    return isinstance(value, str | bytes) or not hasattr(value, "__len__")
 
 
 def parts_of(block: Block) -> list[np.ndarray]:
@@ -197,7 +236,7 @@ def parts_of(block: Block) -> list[np.ndarray]:
 
 
 def n_rows_of(block: Block) -> int:
-    return len(parts_of(block)[0])
+    return parts_of(block)[0].shape[0]
 
 
 @dataclass(frozen=True)
@@ -288,8 +327,9 @@ class Blocks:
     ----------
     source : object
         A re-iterable of blocks; a zero-argument callable that returns an iterable of blocks;
-        a one-shot iterator, which gives a single epoch; or one array, memmap, mapping, Arrow
-        table, pandas DataFrame or tuple of arrays, which is sliced.
+        a one-shot iterator, which gives a single epoch; one array, memmap, mapping, pandas
+        DataFrame or tuple of arrays, which is sliced; or a table of any library, which is read as
+        :class:`~pymc.streams.sources.table.table_source` reads it.
     numeric : bool, default True
         Whether values must be numbers or booleans.
 
@@ -312,31 +352,31 @@ class Blocks:
     """
 
     def __init__(self, source: Any, numeric: bool = True):
-        self.source = source
+        self.source = source = _as_source(source)
         self._numeric = numeric
         self.one_shot = hasattr(source, "__next__")
         n_rows, columns = getattr(source, "n_rows", None), getattr(source, "columns", None)
-        if _is_array(source):
+        if is_array(source):
             if len(source.shape) == 0:
                 raise ValueError("the source is a single number: it needs a dimension of rows.")
             n_rows = source.shape[0] or None
         elif _is_table(source):
-            table = to_block(source, "source", numeric)
+            table = to_block(source, "source", numeric, whole=True)
             n_rows, columns = n_rows_of(table) or None, BlockFormat.of(table).names or None
         elif isinstance(source, str | bytes | Path):
             raise TypeError(
-                "a source is an iterable of blocks, a function that returns one, or an array; to "
-                f"read files: parquet_source({str(source)!r})."
+                "a source is an iterable of blocks, a function that returns one, a table or an array; "
+                f"to read files: {_reader_of(source)}({str(source)!r})."
             )
         elif not (hasattr(source, "__iter__") or callable(source)):
             raise TypeError(
-                "a source is an iterable of blocks, a function that returns one, or an array; got "
-                f"{type(source).__name__}."
+                "a source is an iterable of blocks, a function that returns one, a table or an array; "
+                f"got {type(source).__name__}."
             )
         self.n_rows = None if n_rows is None else positive_int(n_rows, "n_rows of the source")
         self.columns = None if columns is None else tuple(map(str, columns))
         self.checked = bool(_of_its_own(source, "gives_checked_blocks"))
-        in_memory = _is_array(source) or _is_table(source)
+        in_memory = is_array(source) or _is_table(source)
         self.seekable = in_memory or bool(_of_its_own(source, "seekable"))
         self.in_random_order = bool(_of_its_own(source, "in_random_order"))
         # What its columns were before they became numbers, where it says so.
@@ -378,11 +418,14 @@ class Blocks:
     def n_bytes(self) -> int:
         """Bytes that the rows of an array or a table take in memory, or would take; 0 of others."""
         if _of_its_own(self.source, "seekable") is not None:
-            return Blocks(self.source.source).n_bytes if hasattr(self.source, "source") else 0
-        if _is_array(self.source):
+            if hasattr(self.source, "source"):
+                return Blocks(self.source.source).n_bytes
+            return getattr(self.source, "n_bytes", 0)
+        if is_array(self.source):
             return int(np.dtype(self.source.dtype).itemsize * math.prod(self.source.shape))
         if _is_table(self.source):
-            return sum(part.nbytes for part in parts_of(to_block(self.source, "source", False)))
+            parts = parts_of(to_block(self.source, "source", False, whole=True))
+            return sum(part.nbytes for part in parts)
         return 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -410,23 +453,32 @@ class Blocks:
         if self.checked:
             yield from blocks
             return
-        for i, raw in enumerate(blocks):
-            block = to_block(raw, f"block {i}", self._numeric)
-            if n_rows_of(block):
-                yield block
+        try:
+            for i, raw in enumerate(blocks):
+                block = to_block(raw, f"block {i}", self._numeric)
+                if n_rows_of(block):
+                    yield block
+        except Exception as error:
+            if type(error).__module__ != "sqlite3" or "thread" not in str(error):
+                raise
+            raise RuntimeError(
+                "the source reads from an SQLite connection of another thread, as streams read ahead "
+                "in a thread. Allow it, sqlite3.connect(path, check_same_thread=False), as one thread "
+                "at a time does; or read in the thread of the fit, StreamingDataset(..., prefetch=0)."
+            ) from error
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells the source from another one, as plain values; seeds are part of it."""
         if _of_its_own(self.source, "seekable") is not None:
             return {"kind": type(self.source).__name__, **self.source.stream_identity}
-        if not (_is_array(self.source) or _is_table(self.source)):
+        if not (is_array(self.source) or _is_table(self.source)):
             kind = "function" if not hasattr(self.source, "__iter__") else "iterable"
             return {"kind": kind, "n_rows": self.n_rows}
-        array = _is_array(self.source)
+        array = is_array(self.source)
         parts: list[Any] = [self.source]
         if not array:
-            parts = parts_of(to_block(self.source, "source", numeric=False))
+            parts = parts_of(to_block(self.source, "source", numeric=False, whole=True))
         # Some rows of each part stand for all: the whole may be larger than memory.
         starts = np.linspace(0, max(0, parts[0].shape[0] - SAMPLE_ROWS), SAMPLES).astype(int)
         samples = [np.asarray(part[i : i + SAMPLE_ROWS]) for part in parts for i in starts.tolist()]
@@ -450,7 +502,8 @@ class Blocks:
         while "source" in its:
             its = its["source"]
         ordered = {"seed", "shuffle_row_groups"}
-        known = mine["kind"] not in ("function", "iterable")
+        # Of a query, say, the rows are not known.
+        known = mine["kind"] not in ("function", "iterable") and mine.get("rows", 0) is not None
         return known and all(
             mine.get(key) == its.get(key) for key in (mine.keys() | its.keys()) - ordered
         )
@@ -458,12 +511,12 @@ class Blocks:
 
 def raw_blocks(source: Any, epoch: int = 0, start: int = 0) -> Iterable[Any]:
     """Open an epoch, at row ``start`` where the source is seekable."""
-    if _is_array(source):
+    if is_array(source):
         # An array is sliced as it is asked for, never converted whole: it may be on disk.
         array = source.to_numpy() if isinstance(source, pd.Series) else source
         return (views[0] for views in _slices([array], start))
     if _is_table(source):
-        table = to_block(source, "source", numeric=False)
+        table = to_block(source, "source", numeric=False, whole=True)
         return map(BlockFormat.of(table).join, _slices(parts_of(table), start))
     if _of_its_own(source, "seekable") is not None:  # one of ours
         return source.read(epoch, start)
@@ -471,13 +524,40 @@ def raw_blocks(source: Any, epoch: int = 0, start: int = 0) -> Iterable[Any]:
         opened = source()
         if _of_its_own(opened, "seekable") is not None:
             return iter(opened)  # which counts its epochs
-        if hasattr(opened, "__iter__") or _is_array(opened) or _is_table(opened):
+        if _is_table(opened) or is_array(opened):
             return raw_blocks(opened)
+        tables = _tables_of(opened)
+        if tables is not None or hasattr(opened, "__iter__"):
+            return raw_blocks(opened) if tables is None else tables
         raise TypeError(
-            "a function that is a source must return an iterable of blocks or an array; it "
+            "a function that is a source must return an iterable of blocks, a table or an array; it "
             f"returned {type(opened).__name__}."
         )
     return source
+
+
+# What follows imports where it runs: the sources are made of what is in this module.
+def _as_source(source: Any) -> Any:
+    """Make a source of a table that Arrow reads."""
+    from pymc.streams.sources.opening import is_arrow_source
+    from pymc.streams.sources.table import table_source
+
+    return table_source(source) if is_arrow_source(source) else source
+
+
+def _tables_of(opened: Any) -> Iterable[Any] | None:
+    """Return the Arrow tables that an object gives, as they are, if it gives any."""
+    from pymc.streams.sources.opening import is_arrow_source, tables_in
+
+    return tables_in(opened) if is_arrow_source(opened) else None
+
+
+def _reader_of(path: Any) -> str:
+    """Name the source that reads a path."""
+    from pymc.streams.sources.files import FORMATS
+
+    others = any(FORMATS.get(suffix, "parquet") != "parquet" for suffix in Path(str(path)).suffixes)
+    return "table_source" if others else "parquet_source"
 
 
 def _of_its_own(source: Any, name: str) -> Any:
@@ -488,16 +568,29 @@ def _of_its_own(source: Any, name: str) -> Any:
     return getattr(source, name) if name in vars(type(source)) else None
 
 
-def _is_array(source: Any) -> bool:
+def is_array(source: Any) -> bool:
+    """Tell an array, in memory or on disk."""
     return all(hasattr(source, name) for name in ("shape", "dtype", "__getitem__"))
 
 
 def _is_table(source: Any) -> bool:
     if isinstance(source, tuple):  # of arrays; else it is a tuple of blocks, as a list would be
         return len(source) > 0 and all(hasattr(part, "shape") for part in source)
-    return isinstance(source, Mapping | pd.DataFrame) or is_arrow(source)
+    return isinstance(source, Mapping | pd.DataFrame)
 
 
 def _slices(parts: list[Any], first_row: int) -> Iterator[list[np.ndarray]]:
-    for start in range(first_row, parts[0].shape[0], SLICE_ROWS):
-        yield [_array(part[start : start + SLICE_ROWS], "source", False) for part in parts]
+    """Slice arrays of one length, those on disk by whole chunks of the first of them."""
+    n_rows, step = parts[0].shape[0], SLICE_ROWS
+    on_disk = [part for part in parts if is_on_disk(part)]
+    if on_disk:
+        row_bytes = sum(part.dtype.itemsize * math.prod(part.shape[1:]) for part in parts)
+        step = max(1, min(step, SLICE_BYTES // row_bytes))
+        chunk_rows = (on_disk[0].chunks or (1,))[0]
+        if isinstance(chunk_rows, int):  # Dask's chunks are of any sizes
+            step = max(1, step // chunk_rows) * chunk_rows
+    start = first_row
+    while start < n_rows:
+        stop = min(n_rows, (start // step + 1) * step)
+        yield [_array(part[start:stop], "source", False) for part in parts]
+        start = stop

@@ -16,11 +16,14 @@
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from pytensor.graph.basic import Variable
 from pytensor.tensor import tensor_copy
 
 from pymc.data import MinibatchOp
-from pymc.streams.blocks import is_arrow
+from pymc.streams.blocks import is_array, is_on_disk
+from pymc.streams.sources.opening import is_arrow_source
 from pymc.variational.streaming import StreamingDataset
 
 
@@ -30,13 +33,17 @@ def is_stream_source(data: Any) -> bool:
 
     if isinstance(data, Variable | list | tuple | range) or issparse(data):
         return False
-    if is_arrow(data) or isinstance(data, str | bytes | Path):
-        return True  # of a path the error says how it is streamed
+    if isinstance(data, str | bytes | Path):
+        return True  # the error says how it is streamed
+    if is_arrow_source(data) or is_on_disk(data) or isinstance(data, np.memmap):
+        return True
     return not hasattr(data, "__array__") and (hasattr(data, "__iter__") or callable(data))
 
 
 def stream_minibatch(*sources: Any, batch_size: int, check_order: str) -> Variable | list[Variable]:
     """Stream a source as ``pm.Minibatch`` does, marked with PyMC's own ``MinibatchOp``."""
+    if len(sources) > 1 and all(map(is_array, sources)):
+        sources = (sources,)
     if len(sources) > 1:
         raise TypeError(
             "pm.Minibatch takes one streamed source: two would drift apart, so that rows of one "

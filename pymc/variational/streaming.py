@@ -59,6 +59,7 @@ from pymc.variational.interrupts import interruptible
 if TYPE_CHECKING:
     from pymc.streams.order.report import OrderReport, order_report
     from pymc.streams.shuffle.disk import pre_shuffle
+    from pymc.streams.sources.table import table_source
     from pymc.variational.fit_check import FitConvergenceWarning
     from pymc.variational.fit_report import FitReport, fit_report
     from pymc.variational.full_data_logp import FullDataLogp
@@ -89,6 +90,7 @@ __all__ = [
     "shuffle_buffer",
     "subsample_model",
     "subsample_report",
+    "table_source",
 ]
 
 # Imported when they are asked for.
@@ -109,6 +111,7 @@ _LAZY = {
     "predictive_check": "pymc.variational.predictive_check",
     "subsample_model": "pymc.variational.subsample",
     "subsample_report": "pymc.variational.subsample",
+    "table_source": "pymc.streams.sources.table",
 }
 
 
@@ -136,9 +139,10 @@ class StreamingDataset:
     ----------
     source : object
         Rows in blocks: a re-iterable of blocks; a zero-argument callable that returns an
-        iterable of blocks, called once an epoch; a one-shot iterator (a single pass); or an
-        array, memmap, mapping, Arrow table, pandas DataFrame or tuple of arrays, which is
-        sliced and never copied whole. A block is an array ``(rows, *sample_shape)``, a mapping
+        iterable of blocks, called once an epoch; a one-shot iterator (a single pass); an array
+        (NumPy, memmap, h5py, zarr), mapping, pandas DataFrame or tuple of arrays, which is sliced
+        and never copied whole; or a table, a query or a dataset of any library that speaks Arrow,
+        which is read as by :class:`table_source`, with codes for keys. A block is an array ``(rows, *sample_shape)``, a mapping
         from column name to array ``(rows,)``, an Arrow table or record batch, a pandas DataFrame,
         or a tuple of arrays with the same leading length. Columns are matched by name, in the
         order of the first block. Optional attributes of a source: ``n_rows`` (rows in an epoch)

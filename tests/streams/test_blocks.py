@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from pymc.streams.blocks import BlockFormat, Blocks, check_exact, positive_int, to_block
+from tests.conftest import require
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
@@ -74,20 +75,6 @@ def test_check_exact_rounds_floats():
     check_exact(np.array([0.1]), np.dtype("float32"), "column 'x'")
 
 
-class Polars:
-    """As a polars DataFrame is: exports Arrow data, and iterating gives its columns."""
-
-    def __init__(self, table):
-        self._table = table
-        self.schema = table.schema
-
-    def __arrow_c_stream__(self, requested_schema=None):
-        return self._table.__arrow_c_stream__(requested_schema)
-
-    def __iter__(self):
-        return iter(self._table.columns)
-
-
 def table(form):
     pa = pytest.importorskip("pyarrow")
     columns = {"x": np.array([0.5, 1.5]), "y": np.array([1, 2])}
@@ -98,7 +85,7 @@ def table(form):
     if form == "batch":
         return pa.RecordBatch.from_pydict(columns)
     if form == "polars":
-        return Polars(pa.table(columns))
+        return require("polars").DataFrame(columns)
     return {"mapping": columns, "pandas": pd.DataFrame(columns)}[form]
 
 
@@ -128,7 +115,12 @@ def test_tables_are_sources(form):
         (np.array([None]), TypeError, "not numeric"),
         ({"t": np.array(["2026-01-01"], dtype="datetime64[s]")}, TypeError, "column 't'"),
         (1.5, ValueError, "block 3: a single number"),
-        ([1.5, 2.5], ValueError, "block 3, array 0: a single number"),
+        ([1.5, 2.5], TypeError, r"block 3: a single row, a list .*pandas.DataFrame\(rows"),
+        ((1.5, "AA", None), TypeError, "block 3: a single row, a tuple"),
+        ({"x": 1.5, "k": "AA"}, TypeError, "block 3: a single row, a dict"),
+        ([(1.5, 2)] * 9, TypeError, r"a list of 9 rows, of type tuple.*pandas.DataFrame\(rows"),
+        ([{"x": 1.5}] * 2, TypeError, "a list of 2 rows, of type dict"),
+        (((1.5, 2), (2.5, 3)), TypeError, "a tuple of 2 rows, of type tuple"),
         ({}, ValueError, "no columns"),
         ((), ValueError, "no columns"),
         ({"x": np.zeros((2, 2))}, ValueError, r"'x' \(2, 2\)"),
@@ -268,3 +260,49 @@ def test_array_likes_are_sliced_not_converted():
 
     blocks = Blocks(OnDisk())
     assert blocks.n_rows == sum(map(len, blocks.epoch(0))) == 150_000
+
+
+class OnDisk:
+    """An array in chunks, as those of h5py and zarr are, that keeps what is read of it."""
+
+    def __init__(self, values, chunk_rows):
+        self._values, self.shape, self.ndim = values, values.shape, values.ndim
+        self.dtype, self.nbytes = values.dtype, values.nbytes
+        self.slices = []
+        self._chunk_rows = chunk_rows
+
+    @property
+    def chunks(self):
+        return (self._chunk_rows, *self.shape[1:])
+
+    def __getitem__(self, rows):
+        self.slices.append((rows.start, rows.stop))
+        return self._values[rows]
+
+    def __array__(self, *args, **kwargs):
+        raise AssertionError("taken into memory")
+
+
+@pytest.mark.parametrize(
+    ("chunk_rows", "step"), [(100, 65_500), (70_000, 70_000), (65_536, 65_536), (200_000, 200_000)]
+)
+@pytest.mark.parametrize("start", [0, 65_500, 150])
+@pytest.mark.parametrize("form", [lambda a: a, lambda a: {"x": a}, lambda a: (a, a)])
+def test_arrays_on_disk_are_read_by_whole_chunks(form, start, chunk_rows, step):
+    array = OnDisk(np.arange(200_000), chunk_rows)
+    blocks = Blocks(form(array))
+    assert (blocks.n_rows, blocks.seekable) == (200_000, True)
+    assert array.slices == []
+    read = list(blocks.epoch(0, start))
+    parts = [block["x"] if isinstance(block, dict) else block for block in read]
+    parts = [part[0] if isinstance(part, tuple) else part for part in parts]
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(start, 200_000))
+    bounds = sorted({bound for bounds in array.slices for bound in bounds} - {start, 200_000})
+    assert bounds == [row for row in range(step, 200_000, step) if row > start]
+
+
+def test_wide_arrays_on_disk_are_read_few_rows_at_a_time():
+    array = OnDisk(np.zeros((1000, 2**17)), 10)
+    next(Blocks(array).epoch(0))
+    assert array.slices == [(0, 30)]
+    assert Blocks(array).n_bytes == 1000 * 2**20

@@ -27,6 +27,7 @@ from pymc.data import MinibatchOp
 from pymc.model.transform.basic import remove_minibatched_nodes
 from pymc.variational.opvi import NotImplementedInference
 from pymc.variational.stream_minibatch import is_stream_source
+from tests.conftest import require
 
 fit_kwargs = {"progressbar": False, "random_seed": 1}
 
@@ -130,10 +131,38 @@ def test_arrow_tables_stream():
     assert pm.Minibatch(table, batch_size=5).type.shape == (5, 2)
 
 
-def test_memmap_is_in_memory_for_minibatch(tmp_path):
-    np.save(tmp_path / "x.npy", np.arange(6.0))
-    batch = pm.Minibatch(np.load(tmp_path / "x.npy", mmap_mode="r"), batch_size=3)
-    assert not hasattr(batch.owner.inputs[0].tag, "stream")
+def on_disk(kind, path, values):
+    """Write an array to disk, and open it there."""
+    if kind == "memmap":
+        np.save(path / "values.npy", values)
+        return np.load(path / "values.npy", mmap_mode="r")
+    if kind == "h5py":
+        file = require("h5py").File(path / "values.h5", "w")
+        return file.create_dataset("values", data=values, chunks=(7, *values.shape[1:]))
+    if kind == "dask":
+        return require("dask.array").from_array(values, chunks=7)
+    chunks = (7, *values.shape[1:])
+    return require("zarr").array(values, chunks=chunks, store=str(path / "values.zarr"))
+
+
+@pytest.mark.parametrize("kind", ["memmap", "h5py", "zarr", "dask"])
+def test_arrays_on_disk_stream(kind, tmp_path):
+    rows = np.arange(60.0).reshape(30, 2)
+    values = on_disk(kind, tmp_path, rows)
+    batch = pm.Minibatch(values, batch_size=10)
+    [stream] = {buffer.tag.stream for buffer in batch.owner.inputs}
+    assert stream.total_size == 30
+    np.testing.assert_array_equal(np.concatenate([next(stream) for _ in range(3)]), rows)
+    x, y = pm.Minibatch(values, np.arange(30), batch_size=10)
+    x, y = pm.draw([x, y])
+    np.testing.assert_array_equal(x[:, 0], 2 * y)
+
+
+def test_a_table_with_keys_streams():
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"carrier": ["UA", "AA"] * 10, "delay": np.arange(20.0)})
+    batch = pm.draw(pm.Minibatch(frame, batch_size=4))
+    np.testing.assert_array_equal(batch, [[1, 0], [0, 1], [1, 2], [0, 3]])
 
 
 def test_a_result_of_nothing_but_a_stream_has_no_observed_data():

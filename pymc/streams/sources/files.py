@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 from cachetools import LRUCache, cached
 
+from pymc.streams.sources.lakes import refuse_lakes
+
 # Files' footers are kept for so many column chunks, some hundred bytes each, for all sources
 # together, as a compiled model keeps its source; the others are read again.
 KEPT_FOOTERS = 65_536
@@ -30,6 +32,18 @@ KEPT_FOOTERS = 65_536
 MANIFEST = "_manifest.json"
 # Size of a file, and what tells its versions from each other.
 Stamp = tuple[int, Any]
+# What file names end with, and what pyarrow.dataset calls the format.
+FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".arrow": "ipc",
+    ".ipc": "ipc",
+    ".feather": "ipc",
+    ".orc": "orc",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+}
 
 
 @cached(
@@ -106,6 +120,7 @@ def import_parquet(who: str) -> Any:
 
 def find_files(paths: list[Path]) -> list[Path]:
     files = [file for path in paths for file in _expand(path)]
+    refuse_lakes(files)
     check_distinct([file.resolve() for file in files])
     return files
 
@@ -130,9 +145,14 @@ def _expand(place: Path) -> list[Path]:
             file for file in place.rglob("*.parquet") if is_seen(file.relative_to(place).parts)
         )
         if not files:
-            raise FileNotFoundError(f"no *.parquet file in the folder {place}.")
+            raise FileNotFoundError(
+                f"no *.parquet file in the folder {place}. CSV, Arrow and other files are read by "
+                "table_source."
+            )
         return files
     if place.is_file():
+        if FORMATS.get(place.suffix, "parquet") != "parquet":
+            raise ValueError(f"{place}: not a Parquet file. Read it: table_source({str(place)!r}).")
         return [place]
     if has_magic(str(place)):
         files = [Path(name) for name in sorted(glob(str(place), recursive=True))]

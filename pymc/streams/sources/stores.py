@@ -36,6 +36,7 @@ from pymc.streams.sources.files import (
     is_seen,
 )
 from pymc.streams.sources.filesystems import ArrowFiles, FsspecFiles, files_of, open_url
+from pymc.streams.sources.lakes import refuse_stored_lakes
 
 # A request that fails is made so many times in all, after a pause of so many seconds that doubles
 # each time. The libraries make some quick attempts of their own each time.
@@ -146,6 +147,7 @@ class Store:
             files, trouble = [], f"no Parquet object or folder at {place}."
         if not files:
             raise FileNotFoundError(trouble)
+        refuse_stored_lakes(map(str, found))
         folders = {file.parts[:-1] for file in files}
         for mark in found:
             if mark.name == INCOMPLETE and mark.parts[:-1] in folders:

@@ -30,8 +30,10 @@ from pandas.util import hash_array
 from pymc.streams.blocks import Blocks, is_arrow, raw_blocks
 from pymc.streams.sources.files import Disk, Piece, Stamp, footer_of, import_parquet
 from pymc.streams.sources.hive import constant, hive_columns
+from pymc.streams.sources.opening import is_arrow_source, rows_of, tables_in
 from pymc.streams.sources.parquet import READ_ROWS, parquet_source
 from pymc.streams.sources.stores import files_at
+from pymc.streams.sources.table import table_source
 
 # Bytes decoded at a time, which is what fewer than READ_ROWS wide rows take.
 READ_BYTES = 2**23
@@ -215,7 +217,6 @@ class BlockTables:
 
     def __init__(self, source: Any):
         import_parquet("pre_shuffle")
-        import pyarrow as pa
 
         self.schema: Any = None
         self.storage: Any = Disk()
@@ -235,10 +236,11 @@ class BlockTables:
         elif isinstance(source, Mapping):
             self.n_rows = max(map(len, source.values()), default=0)
             self._open = lambda: [source]
-        elif is_arrow(source) or isinstance(source, pd.DataFrame):
-            table = pa.table(source) if is_arrow(source) else _from_pandas(source)
-            self.n_rows = table.num_rows
-            self._open = lambda: [table]
+        elif isinstance(source, table_source):
+            self.n_rows, self._open = source.n_rows, source.tables
+        elif is_arrow_source(source) or isinstance(source, pd.DataFrame):
+            self.n_rows = rows_of(source).count()
+            self._open = lambda: tables_in(source)
         else:
             blocks = Blocks(source)
             self.n_rows, self._columns = blocks.n_rows, blocks.columns

@@ -243,7 +243,7 @@ def test_columns_of_one_name(tmp_path):
     with pytest.raises(ValueError, match=r"a\.parquet: the columns are \['x', 'x'\].*each once"):
         tables_of(tmp_path)
     for source in [twice, {1: [1], "1": [2]}, [pd.DataFrame({1: [1], "1": [2]})]]:
-        with pytest.raises(ValueError, match=r"block 0: the columns are .*each once"):
+        with pytest.raises(ValueError, match=r"the columns are .*each once"):
             list(tables_of(source))
 
 
