@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def events(tmp_path, monkeypatch):
-    """Folders ``events/``, ``shuffled/`` and ``heldout/`` with the columns that the documents name."""
+    """Folders ``events/``, ``shuffled/``, ``heldout/`` and ``flights/`` as the documents name them."""
     rng = np.random.default_rng(1)
     for folder in ("events", "shuffled", "heldout"):
         (tmp_path / folder).mkdir()
@@ -29,6 +29,20 @@ def events(tmp_path, monkeypatch):
             pq.write_table(
                 pa.table(columns), tmp_path / folder / f"{i}.parquet", row_group_size=4096
             )
+    for month in (1, 2, 3):
+        place = tmp_path / "flights" / f"month={month}"
+        place.mkdir(parents=True)
+        carrier = rng.integers(0, 4, 3000)
+        day = np.datetime64(f"2013-0{month}-01", "s")
+        columns = {
+            "carrier": np.array(["UA", "B6", "AA", "DL"])[carrier],
+            "scheduled": pa.array(
+                day + rng.integers(0, 28 * 86_400, 3000).astype("m8[s]"), pa.timestamp("s", "UTC")
+            ),
+            "air": rng.exponential(2.0, 3000),
+            "delay": rng.normal(np.array([0.0, 0.5, -0.5, 0.1])[carrier]),
+        }
+        pq.write_table(pa.table(columns), place / "part-0.parquet", row_group_size=512)
     monkeypatch.chdir(tmp_path)
 
 

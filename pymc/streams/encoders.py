@@ -107,11 +107,22 @@ class Keys(Converter):
         The type of its categories.
     unknown : value or None
         The category that stands for all values that are not among them.
+
+    Attributes
+    ----------
+    type : pyarrow.DataType
+        The type of its categories.
+    levels : pyarrow.Array or None
+        The categories, once they are known.
     """
+
+    # Of many categories, in the order of their hashes: the hashes, and which ones they are of.
+    _hashes: np.ndarray
+    _order: np.ndarray
 
     def __init__(self, name: str, arrow_type: Any, unknown: Any):
         super().__init__(name, np.int32)
-        self._type, self._unknown = arrow_type, unknown
+        self.type, self._unknown = arrow_type, unknown
         self.levels: Any = None
 
     def with_levels(self, levels: Any, what: str) -> "Keys":
@@ -128,7 +139,7 @@ class Keys(Converter):
                 other.levels = pa.concat_arrays([other.levels, rest])
         if len(other.levels) == 0:
             raise ValueError(f"{what}: it has no categories.")
-        if len(other.levels) > FEW_LEVELS:
+        if not other.has_few:
             hashes = _hashes(other.levels)
             other._order = np.argsort(hashes)
             other._hashes = hashes[other._order]
@@ -139,6 +150,11 @@ class Keys(Converter):
 
     def __call__(self, column: Any, what: str) -> Columns:
         return super().__call__(_with_nulls_outside(column), what)
+
+    @property
+    def has_few(self) -> bool:
+        """Whether they are few, or not known yet."""
+        return self.levels is None or len(self.levels) <= FEW_LEVELS
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -166,7 +182,7 @@ class Keys(Converter):
         """Look up values, those that are not there as -1."""
         import pyarrow.compute as pc
 
-        if len(self.levels) <= FEW_LEVELS:
+        if self.has_few:
             found = pc.index_in(values, value_set=self.levels)
             return found.fill_null(-1).to_numpy(zero_copy_only=False).copy()
         last = len(self.levels) - 1
@@ -179,10 +195,12 @@ class Keys(Converter):
 
         try:
             if isinstance(values, pa.Array):
-                return values.cast(self._type)
-            return pa.array(list(values), type=self._type)
+                if is_string(values.type) != is_string(self.type):  # which Arrow would parse
+                    raise TypeError(f"{values.type}, such as {values[0]}")
+                return values.cast(self.type)
+            return pa.array(list(values), type=self.type)
         except (pa.ArrowException, TypeError, OverflowError) as error:
-            raise TypeError(f"{what}: values that are no {self._type}: {error}") from error
+            raise TypeError(f"{what}: values that are no {self.type}: {error}") from error
 
     def _refuse(self, value: Any, what: str) -> None:
         n_levels = len(self.levels)
@@ -399,4 +417,9 @@ def distinct(column: Any) -> Any:
 
 
 def _hashes(values: Any) -> np.ndarray:
-    return hash_array(values.to_numpy(zero_copy_only=False), categorize=False)
+    """Hash values to 64 bits, some at a time, as strings become objects on the way."""
+    hashes = np.empty(len(values), dtype=np.uint64)
+    for start in range(0, len(values), FEW_LEVELS):
+        some = values.slice(start, FEW_LEVELS).to_numpy(zero_copy_only=False)
+        hashes[start : start + FEW_LEVELS] = hash_array(some, categorize=False)
+    return hashes

@@ -29,6 +29,7 @@ from pymc.streams.encoders import (
     common_type,
     distinct,
     encoder_of,
+    is_string,
     one_chunk,
 )
 
@@ -63,6 +64,8 @@ class Encoding:
         Of each column of times its unit: ``"s"``, or ``"s since 1970-01-01 UTC"``.
     unfound : tuple of str
         Columns whose categories are not known yet: see :class:`Categories`.
+    as_dictionaries : tuple of str
+        Columns of strings that are best read as dictionaries, as their values are few.
     identity : dict
         What makes the numbers mean the same, as plain values; empty where all columns are numbers.
     """
@@ -76,6 +79,7 @@ class Encoding:
             raise ValueError(f"two columns have the same name: {list(self._encoders)}.")
         keys = [e for e in self._encoders.values() if isinstance(e, Keys)]
         self.unfound = tuple(encoder.name for encoder in keys if encoder.levels is None)
+        self.as_dictionaries = tuple(k.name for k in keys if is_string(k.type) and k.has_few)
         self.units = {e.name: e.unit for e in self._encoders.values() if isinstance(e, Times)}
 
     @classmethod

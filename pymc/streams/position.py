@@ -59,7 +59,8 @@ def checksum(arrays: Iterable[Any]) -> int:
     """Return a checksum of the values of arrays, in the order of their elements."""
     total = 0
     for array in arrays:
-        total = zlib.crc32(np.ascontiguousarray(array).data.cast("B"), total)
+        # As bytes, which times are not in a buffer of their own.
+        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), total)
     return total
 
 

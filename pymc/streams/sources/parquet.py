@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pymc.streams.blocks import n_rows_of
-from pymc.streams.encoders import is_string
 from pymc.streams.encoding import Categories, Encoding, joined_schema
 from pymc.streams.passes import in_threads
 from pymc.streams.position import Seed, checksum, random_order, seed_of
@@ -519,13 +518,15 @@ class parquet_source:
         self, path: str | os.PathLike, seed: Seed, storage_options: dict[str, Any] | None
     ) -> "parquet_source":
         """Return a source over other files, whose columns become the same numbers."""
-        options: dict[str, Any] = {
-            "columns": self._encoding.raw_columns,
-            "categories": self.categories,
-            "storage_options": storage_options,
+        return parquet_source(
+            path,
+            columns=self._encoding.raw_columns,
+            shuffle_row_groups=True,
+            seed=seed,
+            categories=self.categories,
+            storage_options=storage_options,
             **self._options,
-        }
-        return parquet_source(path, shuffle_row_groups=True, seed=seed, **options)
+        )
 
     def _whole_files(self, parts: list[list[int]], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read row groups of files from row ``start`` on; each file is opened once: that takes time."""
@@ -649,9 +650,6 @@ class parquet_source:
         i = int(self._row_groups[numbers[0], 0])
         read = self._looked_at(columns)
         names = [name for name in read if name not in self._hive]
-        texts = [
-            n for n in names if n in self._schema.names and is_string(self._schema.field(n).type)
-        ]
         # Rows are numbered for a filter, which those of a batch of several row groups may not be.
         parts = [[number] for number in numbers] if self._keeps else [numbers]
         try:
@@ -662,7 +660,7 @@ class parquet_source:
                 metadata=footer_of(self.files[i], self._stamps[i]),
                 buffer_size=BUFFER_BYTES,
                 pre_buffer=False,
-                read_dictionary=texts,
+                read_dictionary=[n for n in names if n in self._encoding.as_dictionaries],
             ) as reader:
                 for part in parts:
                     first_row = int(self._first_rows[part[0]])
