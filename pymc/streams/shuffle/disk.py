@@ -34,8 +34,10 @@ from rich.progress import Progress
 from pymc.streams.blocks import bytes_of
 from pymc.streams.prefetch import Prefetch
 from pymc.streams.shuffle.records import Records
-from pymc.streams.sources.files import MANIFEST, find_files, stamp_of
+from pymc.streams.shuffle.upload import is_uploaded, staging_folder, upload
+from pymc.streams.sources.files import MANIFEST, Disk
 from pymc.streams.sources.parquet import READ_ROWS, parquet_source
+from pymc.streams.sources.stores import INCOMPLETE, files_at, is_url, is_within
 from pymc.streams.sources.tables import (
     BlockTables,
     Contents,
@@ -79,6 +81,7 @@ def pre_shuffle(
     seed: int | None = None,
     memory_limit: int | str = "256MB",
     progressbar: bool = True,
+    storage_options: dict[str, Any] | None = None,
 ) -> parquet_source:
     """Write the rows of a source to disk in a uniformly random order.
 
@@ -90,6 +93,10 @@ def pre_shuffle(
     ``<destination>.partial``, which the next call clears away. A call for a source and seed whose
     finished result is there already returns at once.
 
+    Either of the two may be in an object store. A result for a store is made in the system's
+    folder for temporary files (``TMPDIR``), which must have room for it, and uploaded. Until all
+    is there, a file ``_incomplete`` is in its folder, and :class:`parquet_source` refuses it.
+
     Parameters
     ----------
     source : str, Path, sequence of these, or source
@@ -98,7 +105,8 @@ def pre_shuffle(
         that :class:`StreamingDataset` takes: what it gives is kept, in the types that Parquet
         knows. Columns of arrays are named by its ``columns``, or "0", "1", ...
     destination : str or Path
-        Folder for the result, outside the folder of the source.
+        Folder for the result, outside the folder of the source; or its URL in a store, such as
+        ``s3://bucket/folder``.
     seed : int, optional
         Seed. The order of the rows depends on the source, the seed and ``memory_limit``.
     memory_limit : int or str, default "256MB"
@@ -106,6 +114,9 @@ def pre_shuffle(
         16 MB.
     progressbar : bool, default True
         Whether to show progress.
+    storage_options : dict, optional
+        Where ``source``, ``destination`` or both are URLs: what opens them, as for
+        :class:`parquet_source`.
 
     Returns
     -------
@@ -168,31 +179,45 @@ def pre_shuffle(
             f'standardize(pre_shuffle(rows, "{destination}"), {list(scales_of(source))}).'
         )
     limit = bytes_of(memory_limit, "memory_limit", at_least=MIN_MEMORY)
-    place = Path(destination).expanduser().absolute()
-    partial = Path(f"{place}.partial")
-    rows = tables_of(source)
+    if storage_options is not None and not (is_url(source) or is_url(destination)):
+        raise ValueError("storage_options= is for URLs, such as s3://bucket/folder.")
+    of_destination = storage_options if is_url(destination) else None
+    target, [place] = files_at(destination, storage_options=of_destination)
+    on_disk = isinstance(target, Disk)
+    partial = Path(f"{place}.partial") if on_disk else staging_folder(place)
+    rows = tables_of(source, storage_options if is_url(source) else None)
     rows.scratch = partial
     for path in rows.paths:
-        if place.resolve().is_relative_to(path.resolve()):
+        if is_within(place, path):
             raise ValueError(f"destination {place} lies in the source, {path}.")
     for file in rows.files:
-        if any(file.resolve().is_relative_to(folder.resolve()) for folder in (place, partial)):
+        if is_within(file, place) or is_within(file, partial):
             raise ValueError(f"destination {place} or {partial.name} holds {file}, of the source.")
-    if os.path.lexists(place):
-        _check_finished(place, rows, seed)
+    if os.path.lexists(place) if on_disk else is_uploaded(place):
+        _check_finished(target, place, rows, seed)
     else:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
         with (
             _partial_folder(partial),
             Progress(disable=not progressbar) as progress,
             ExitStack() as threads,
         ):
             _write(rows, seed, partial, limit, progress, threads)
-            os.rename(partial, place)
+            if on_disk:
+                os.rename(partial, place)
+            else:
+                upload(partial, place, progress)
+                shutil.rmtree(partial)
     if isinstance(source, parquet_source):
-        return source._over(place, seed)
-    columns = numeric_columns(FileTables(find_files([place])[:1]).schema)
-    return parquet_source(place, columns=columns, shuffle_row_groups=True, seed=seed)
+        return source._over(destination, seed, of_destination)
+    columns = numeric_columns(FileTables(target, target.find([place])[:1]).schema)
+    return parquet_source(
+        destination,
+        columns=columns,
+        shuffle_row_groups=True,
+        seed=seed,
+        storage_options=of_destination,
+    )
 
 
 def _write(
@@ -234,8 +259,8 @@ def _write(
             progress.advance(task, part.num_rows)
 
     buckets = _scatter(counted(), folder / "buckets", n_buckets, rng)
-    for file, stamp in zip(rows.files, rows.stamps):
-        if stamp_of(file) != stamp:
+    for file, stamp, now in zip(rows.files, rows.stamps, rows.storage.stamps(rows.files)):
+        if now != stamp:
             raise RuntimeError(f"{file}: changed while it was read.")
     progress.update(task, total=contents.n_rows)
     task = progress.add_task("Shuffling buckets", total=contents.n_rows)
@@ -297,7 +322,7 @@ class _Check:
 
     def _read(self, file: Path, n_rows: int) -> None:
         n_before = self._found.n_rows
-        for table in FileTables([file]):
+        for table in FileTables(Disk(), [file]):
             self._found.add(table)
             self._advance(table.num_rows)
         n_read = self._found.n_rows - n_before
@@ -326,15 +351,17 @@ def _ahead(tables: Generator, n_ahead: int, threads: ExitStack) -> Prefetch:
     return threads.enter_context(closing(Prefetch(one_by_one, n_ahead)))
 
 
-def _check_finished(place: Path, rows: FileTables | BlockTables, seed: int | None) -> None:
+def _check_finished(
+    target: Any, place: Any, rows: FileTables | BlockTables, seed: int | None
+) -> None:
     """Raise unless ``place`` is the finished result for these rows and this seed."""
     remedy = "Choose another destination, or remove this one."
     try:
-        manifest = json.loads((place / MANIFEST).read_text())
+        manifest = json.loads(target.read(place / MANIFEST))
         files = set(manifest["files"].items())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise FileExistsError(f"{place} exists, and pre_shuffle did not write it. {remedy}")
-    found = {(str(f.relative_to(place)), f.stat().st_size) for f in place.rglob("*.parquet")}
+    found = set(target.sizes(place).items())
     if found != files:
         changed = sorted({name for name, _ in found ^ files})
         raise FileExistsError(f"{place}: {', '.join(changed)} changed since. {remedy}")
@@ -405,7 +432,7 @@ def _lock(folder: Path) -> int | None:
 def _remove_contents(folder: Path) -> None:
     """Remove what a call that was killed has left, and nothing else."""
     for item in folder.iterdir():
-        if not re.fullmatch(rf"buckets|part-\d+\.parquet|{MANIFEST}", item.name):
+        if not re.fullmatch(rf"buckets|part-\d+\.parquet|{MANIFEST}|{INCOMPLETE}", item.name):
             raise FileExistsError(f"{item}: pre_shuffle did not write it. Remove {folder}.")
     for item in folder.iterdir():
         if item.is_dir():

@@ -16,7 +16,7 @@
 import glob
 import re
 
-from pathlib import Path
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -24,14 +24,14 @@ from urllib.parse import unquote
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
-def hive_columns(paths: list[Path], files: list[Path]) -> dict[str, Any]:
+def hive_columns(paths: list[Any], files: list[Any]) -> dict[str, Any]:
     """Read columns off the names of the folders that files lie in.
 
     Parameters
     ----------
-    paths : list of Path
+    paths : list of Path or StoredPath
         Where the files were looked for: what counts is in their names below these.
-    files : list of Path
+    files : list of Path or StoredPath
         The files.
 
     Returns
@@ -46,8 +46,8 @@ def hive_columns(paths: list[Path], files: list[Path]) -> dict[str, Any]:
     """
     import pyarrow as pa
 
-    roots = [_root(path) for path in paths]
-    pairs = [_pairs(file, roots) for file in files]
+    roots = [_root(_pure(path)) for path in paths]
+    pairs = [_pairs(_pure(file), roots) for file in files]
     for file, found in zip(files, pairs):
         if found.keys() != pairs[0].keys():
             raise ValueError(
@@ -73,15 +73,20 @@ def constant(values: Any, i: int, n_rows: int) -> Any:
     return pa.repeat(values[i], n_rows)
 
 
-def _root(path: Path) -> Path:
+def _pure(path: Any) -> PurePath:
+    """Take a path for its names alone."""
+    return path if isinstance(path, PurePath) else PurePosixPath(path.path)
+
+
+def _root(path: PurePath) -> PurePath:
     """Return the part of a path before what stands for many names."""
     if not glob.has_magic(str(path)):
         return path
     fixed = [glob.has_magic(part) for part in path.parts].index(True)
-    return Path(*path.parts[:fixed])
+    return type(path)(*path.parts[:fixed])
 
 
-def _pairs(file: Path, roots: list[Path]) -> dict[str, str]:
+def _pairs(file: PurePath, roots: list[PurePath]) -> dict[str, str]:
     for root in roots:
         if file.is_relative_to(root):
             folders = file.relative_to(root).parts[:-1]

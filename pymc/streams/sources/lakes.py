@@ -32,16 +32,36 @@ def refuse_lakes(files: Iterable[str | os.PathLike]) -> None:
     folders = {Path(file).parent for file in files}
     for folder in sorted(folders.union(*(folder.parents for folder in folders))):
         if (folder / "_delta_log").is_dir():
-            kind, way = "a Delta", f'source = deltalake.DeltaTable("{folder}")'
-        elif any((folder / "metadata").glob("*.metadata.json")):
-            kind, way = (
-                "an Iceberg",
-                'table = pyiceberg.catalog.load_catalog("...").load_table("..."); source = '
-                "table_source(lambda: table.scan().to_arrow_batch_reader())",
-            )
-        else:
-            continue
-        raise ValueError(
-            f"{folder} is {kind} table: rows that were deleted or changed are still in its files, and "
-            f"only its log tells which. Read it by its log: {way}."
-        )
+            raise _refusal(str(folder), "Delta")
+        if any((folder / "metadata").glob("*.metadata.json")):
+            raise _refusal(str(folder), "Iceberg")
+
+
+def refuse_stored_lakes(urls: Iterable[str]) -> None:
+    """Refuse objects of which one belongs to the log of a Delta or Iceberg table.
+
+    Parameters
+    ----------
+    urls : iterable of str
+        All that lies in a folder of a store and in those below.
+    """
+    for url in urls:
+        folder, _, name = url.rpartition("/")
+        table, _, kind = folder.rpartition("/")
+        if kind == "_delta_log":
+            raise _refusal(table, "Delta")
+        if kind == "metadata" and name.endswith(".metadata.json"):
+            raise _refusal(table, "Iceberg")
+
+
+def _refusal(folder: str, kind: str) -> ValueError:
+    way = {
+        "Delta": f'source = deltalake.DeltaTable("{folder}")',
+        "Iceberg": 'table = pyiceberg.catalog.load_catalog("...").load_table("..."); source = '
+        "table_source(lambda: table.scan().to_arrow_batch_reader())",
+    }
+    return ValueError(
+        f"{folder} is {'a' if kind == 'Delta' else 'an'} {kind} table: rows that were deleted or "
+        "changed are still in its files, and only its log tells which. Read it by its log: "
+        f"{way[kind]}."
+    )

@@ -17,10 +17,10 @@ import copy
 import os
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from itertools import chain, groupby, islice
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,9 +28,10 @@ from pymc.streams.blocks import n_rows_of
 from pymc.streams.encoding import Categories, Encoding, joined_schema
 from pymc.streams.passes import in_threads
 from pymc.streams.position import Seed, checksum, random_order, seed_of
-from pymc.streams.sources.files import MANIFEST, find_files, footer_of, import_parquet, stamp_of
+from pymc.streams.sources.files import Piece, footer_of, import_parquet
 from pymc.streams.sources.filters import Filter, Keep, kept_rows
 from pymc.streams.sources.hive import constant, hive_columns
+from pymc.streams.sources.stores import Store, files_at
 
 __all__ = ["parquet_source"]
 
@@ -47,6 +48,16 @@ BUFFER_BYTES = 65_536
 MAX_RANGES = 512
 # Threads that count rows and find categories.
 N_THREADS = min(8, os.cpu_count() or 1)
+
+
+class _Turn(NamedTuple):
+    """A slice of a row group to be read."""
+
+    number: int
+    first: int  # row of the row group where the slice begins
+    skipped: int  # rows of it to be left out
+    is_first: bool  # that is read of the row group
+    is_last: bool
 
 
 class parquet_source:
@@ -72,7 +83,8 @@ class parquet_source:
     path : str, Path or sequence of these
         A file, a folder (its ``*.parquet`` files, also in folders below, but for names that
         begin with ``.`` or ``_``), a glob pattern, or a list of these. Files are read in the
-        order of their names; those of a list in the order of the list. Folders within it that are
+        order of their names; those of a list in the order of the list. Or URLs of the same in an
+        object store: ``s3://``, ``gs://``, ``az://``, ``hf://``, ... Folders within it that are
         called ``month=3`` are columns: of integers, where all values are, or of strings.
     columns : sequence of str, optional
         The columns to read, in this order. Default: all columns of the first file, which the
@@ -107,6 +119,11 @@ class parquet_source:
         Keep the rows for which this is true, neither false nor null: ``field("month") == 3``. It may
         look at columns that are not read. They are read once at construction, so that ``n_rows`` is
         the number of rows that are streamed; row groups without such a row are not read again.
+    filesystem : pyarrow.fs.FileSystem or fsspec.AbstractFileSystem, optional
+        The file system that ``path`` is in, which is a plain path then: ``bucket/folder``.
+    storage_options : dict, optional
+        Keywords, such as credentials, for the file system of fsspec that opens the URL. Default:
+        pyarrow opens it, where it can, or else fsspec.
 
     Attributes
     ----------
@@ -121,7 +138,7 @@ class parquet_source:
     units : dict of str to str
         The unit of each column of times: ``"s since 1970-01-01 UTC"``, say.
     files : tuple of Path
-        The files.
+        The files; of a store, objects of which ``str`` gives the URL.
     seed : int
         The seed as a plain number.
 
@@ -131,6 +148,10 @@ class parquet_source:
         If pyarrow is not installed.
     FileNotFoundError
         If there is no file at ``path``.
+    OSError
+        If a file cannot be read. Of a store: ``PermissionError`` if it refuses, ``ConnectionError``
+        if it does not answer in five attempts, within about ten seconds besides those that the
+        libraries make; in the middle of a stream an ``OSError`` that says this, with the row group.
     ValueError
         If a column is missing in a file, if the files hold no row or none that is kept, or if a file
         is not Parquet; while reading, if a column holds a null, a NaN or an infinite value, a value
@@ -140,6 +161,15 @@ class parquet_source:
         If a column cannot become numbers, or other ones in another file.
     RuntimeError
         While reading, if files were added, removed or changed since construction.
+
+    Notes
+    -----
+    Of a store, the byte ranges of the columns that are read are fetched, up to 32 at a time, of up to
+    64 row groups ahead. Held are up to 128 MB that wait to be read, 128 MB under way and 64 MB that
+    are being read, whatever the size of row groups: those of more than 4 MB in these columns, as they
+    are in the file, go by a temporary file. Each object is asked for its version once all of a row
+    group is there, before a row of it is streamed. With fsspec that is size and ETag (or what the
+    store has for it); with pyarrow, size and time to the second.
 
     Examples
     --------
@@ -180,6 +210,8 @@ class parquet_source:
         time_unit: str = "s",
         decimals: str = "exact",
         filters: Any = None,
+        filesystem: Any = None,
+        storage_options: dict[str, Any] | None = None,
     ):
         import_parquet("parquet_source")
         import pyarrow as pa
@@ -192,11 +224,10 @@ class parquet_source:
             raise ValueError(f"columns names a column twice: {list(columns)}.")
         if columns is not None and len(columns) == 0:
             raise ValueError("columns is empty: name at least one column.")
-        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-        # Absolute: a later chdir must not lose them.
-        self._paths = [Path(item).expanduser().absolute() for item in paths]
-        self.files = tuple(find_files(self._paths))
-        self._stamps = [stamp_of(file) for file in self.files]
+        # A disk or a store, and what was asked for there.
+        self._storage, self._paths = files_at(path, filesystem, storage_options)
+        self.files = tuple(self._storage.find(self._paths))
+        self._stamps = self._storage.stamps(self.files)
         self.shuffle_row_groups = bool(shuffle_row_groups)
         self.seed = seed_of(seed)
         self._seed_given = seed is not None
@@ -204,10 +235,13 @@ class parquet_source:
         self._hive = hive_columns(self._paths, list(self.files))
         row_groups: list[tuple[int, int, int, int]] = []
         all_columns = columns is None
-        schemas: list[tuple[Path, Any]] = []
+        schemas: list[tuple[Any, Any]] = []
+        footers = self._storage.footers(self.files, self._stamps)
         for i, file in enumerate(self.files):
             try:
-                metadata = footer_of(file, self._stamps[i])
+                metadata = next(footers)
+            except (ConnectionError, FileNotFoundError, PermissionError):
+                raise
             except Exception as error:
                 raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
             schema = metadata.schema.to_arrow_schema()
@@ -285,13 +319,14 @@ class parquet_source:
         """Count the rows that are kept in each slice of each row group; those without any are gone."""
         columns = self._encoding.raw_columns if drop else ()
 
-        def count(_: int, number: int) -> list[int]:
+        def count(_: int, opened: tuple[int, Any]) -> list[int]:
+            number, file = opened
             where = self._place([number])
-            batches = self._batches([number], self._slice_rows, columns)
+            batches = self._batches([number], file, self._slice_rows, columns)
             rows = (n_rows_of(self._block(b, where)) if drop else b.num_rows for b in batches)
             return [n_rows for n_rows in rows if n_rows]
 
-        counts = list(in_threads(iter(range(self.n_row_groups)), count, N_THREADS))
+        counts = list(self._in_threads(count, columns))
         left = [number for number, kept in enumerate(counts) if kept]
         self._row_groups, self._first_rows = self._row_groups[left], self._first_rows[left]
         self._kept = [counts[number] for number in left]
@@ -301,16 +336,23 @@ class parquet_source:
         """Find the values of columns of keys, in a pass that reads no others."""
         names = self._encoding.unfound
 
-        def find(_: int, number: int) -> Categories:
+        def find(_: int, opened: tuple[int, Any]) -> Categories:
+            number, file = opened
             found = Categories(names)
-            for batch in self._batches([number], self._read_rows, names):
+            for batch in self._batches([number], file, self._read_rows, names):
                 found.add(batch)
             return found
 
         found = Categories(names)
-        for part in in_threads(iter(range(self.n_row_groups)), find, N_THREADS):
+        for part in self._in_threads(find, names):
             found.join(part)
         return found.found()
+
+    def _in_threads(self, work: Callable, columns: Sequence[str]) -> Iterator[Any]:
+        """Give what each row group comes to, whose number and file some threads work on."""
+        numbers = range(self.n_row_groups)
+        with closing(self._opened(numbers, columns)) as opened:
+            yield from in_threads(zip(numbers, opened), work, N_THREADS)
 
     def _where(self, keep: Keep) -> "parquet_source":
         """Return a source of those rows that ``keep`` keeps, of the same categories."""
@@ -355,8 +397,7 @@ class parquet_source:
     @property
     def in_random_order(self) -> bool:
         """Whether rows come in large pieces in random order, or were shuffled on disk."""
-        shuffled = all((path / MANIFEST).is_file() for path in self._paths)
-        return self.shuffle_row_groups or shuffled
+        return self.shuffle_row_groups or all(map(self._storage.is_shuffled, self._paths))
 
     @property
     def stream_identity(self) -> dict[str, Any]:
@@ -405,7 +446,8 @@ class parquet_source:
 
     def first_rows(self, group: int, n_rows: int) -> dict[str, np.ndarray] | None:
         """Read up to ``n_rows`` first rows of a row group, numbered over all files, if it has any."""
-        return next(self._read([group], n_rows), None)
+        with closing(self._opened([group], self._encoding.raw_columns)) as opened:
+            return next(self._read([group], next(opened), n_rows), None)
 
     def row_group_ranges(self) -> dict[str, list[tuple[Any, Any]]]:
         """Tell minimum and maximum of each column, also of those that are not read, in row groups.
@@ -450,14 +492,13 @@ class parquet_source:
         ends = np.cumsum(self._n_kept)
         first = int(np.searchsorted(ends, start, side="right"))
         skipped = start - int(ends[first - 1]) if first else start
-        return chain.from_iterable(
-            self._whole_file(numbers, 0 if i else skipped)
-            for i, numbers in enumerate(self._by_file(first))
-        )
+        return self._whole_files(self._by_file(first), skipped)
 
     def _by_file(self, first: int) -> list[list[int]]:
-        """List the row groups of each file, from row group ``first`` on."""
+        """List the row groups of each file, from row group ``first`` on; of a store, one by one."""
         numbers = range(first, self.n_row_groups)
+        if isinstance(self._storage, Store):
+            return [[number] for number in numbers]
         return [list(some) for _, some in groupby(numbers, lambda n: self._row_groups[n, 0])]
 
     def tables(self) -> Iterator[Any]:
@@ -467,13 +508,17 @@ class parquet_source:
         self._check_files()
         types = [t.value_type if pa.types.is_dictionary(t) else t for t in self._schema.types]
         schema = pa.schema(list(zip(self._schema.names, types)))
-        for numbers in self._by_file(0):
-            for batch in self._batches(numbers, self._read_rows, schema.names):
-                _, kept = self._encoding(batch, self._place(numbers), self._drop)
-                rows = batch if kept is None else batch.filter(pa.array(kept))
-                yield pa.Table.from_batches([rows]).cast(schema)
+        parts = self._by_file(0)
+        with closing(self._opened((part[0] for part in parts), schema.names)) as opened:
+            for numbers, file in zip(parts, opened):
+                for batch in self._batches(numbers, file, self._read_rows, schema.names):
+                    _, kept = self._encoding(batch, self._place(numbers), self._drop)
+                    rows = batch if kept is None else batch.filter(pa.array(kept))
+                    yield pa.Table.from_batches([rows]).cast(schema)
 
-    def _over(self, path: str | os.PathLike, seed: Seed) -> "parquet_source":
+    def _over(
+        self, path: str | os.PathLike, seed: Seed, storage_options: dict[str, Any] | None
+    ) -> "parquet_source":
         """Return a source over other files, whose columns become the same numbers."""
         return parquet_source(
             path,
@@ -481,19 +526,22 @@ class parquet_source:
             shuffle_row_groups=True,
             seed=seed,
             categories=self.categories,
+            storage_options=storage_options,
             **self._options,
         )
 
-    def _whole_file(self, numbers: list[int], start: int) -> Iterator[dict[str, np.ndarray]]:
-        """Read row groups of a file from row ``start`` on; it is opened once: that takes time."""
-        try:
-            yield from self._read(numbers, self._read_rows, start)
-            return
-        except (ValueError, OSError) as error:
-            failed = error
-        for number in numbers:  # each by itself tells whether it is the one
-            deque(self._read([number], self._read_rows), maxlen=0)
-        raise failed
+    def _whole_files(self, parts: list[list[int]], start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Read row groups of files from row ``start`` on; each file is opened once: that takes time."""
+        columns = self._encoding.raw_columns
+        with closing(self._opened((part[0] for part in parts), columns)) as opened:
+            for numbers, file in zip(parts, opened):
+                try:
+                    yield from self._read(numbers, file, self._read_rows, start)
+                except (ValueError, OSError):
+                    if len(numbers) > 1:  # each by itself tells whether it is the one
+                        deque(self._in_order(numbers, 0), maxlen=0)
+                    raise
+                start = 0
 
     @property
     def _n_kept(self) -> np.ndarray:
@@ -512,46 +560,78 @@ class parquet_source:
     def _in_order(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read row groups one after the other, from row ``start`` on."""
         n_kept = self._n_kept
+        skipped = 0
         for number in order:
             n_rows = int(n_kept[number])
             if start < n_rows:
-                yield from self._read([number], self._read_rows, start)
-            start = max(0, start - n_rows)
+                break
+            start -= n_rows
+            skipped += 1
+        order = order[skipped:]
+        with closing(self._opened(order, self._encoding.raw_columns)) as opened:
+            for number, file in zip(order, opened):
+                yield from self._read([number], file, self._read_rows, start)
+                start = 0
 
     def _in_turn(self, order: Sequence[int], start: int) -> Iterator[dict[str, np.ndarray]]:
         """Read some row groups at a time, a slice of each in turn, from row ``start`` on."""
-        # Each opened one with its slices, how many of them are done, and its reader.
-        waiting = ([number, self._slices(number), 0, None] for number in order)
-        opened: deque[list[Any]] = deque(islice(waiting, OPEN_ROW_GROUPS))
-        try:
-            while opened:
-                group = opened.popleft()
-                number, slices, done, reader = group
-                if done == len(slices):
-                    opened.extendleft(islice(waiting, 1))
-                    continue
-                if start < slices[done]:
-                    # What lies before ``start`` is counted, and only read within a row group.
-                    reader = reader or self._read([number], self._slice_rows, sum(slices[:done]))
-                    block = next(reader)
-                    yield {name: values[start:] for name, values in block.items()}
-                start = max(0, start - slices[done])
-                group[2:] = done + 1, reader
-                opened.append(group)
-        finally:
-            for *_, reader in opened:
-                if reader is not None:
+        to_open = (turn.number for turn in self._turns(order, start) if turn.is_first)
+        readers: dict[int, Generator[dict[str, np.ndarray], None, None]] = {}
+        with closing(self._opened(to_open, self._encoding.raw_columns)) as opened:
+            try:
+                for number, first, skipped, is_first, is_last in self._turns(order, start):
+                    if is_first:
+                        file = next(opened)
+                        readers[number] = self._read([number], file, self._slice_rows, first)
+                    block = next(readers[number])
+                    if is_last:
+                        readers.pop(number).close()
+                    yield {name: values[skipped:] for name, values in block.items()}
+            finally:
+                for reader in readers.values():
                     reader.close()
 
+    def _turns(self, order: Sequence[int], start: int) -> Iterator["_Turn"]:
+        """Tell which slices are read, some row groups at a time, from row ``start`` on."""
+        # Each with its slices, how many of them are done, and whether it is read already.
+        waiting = ([number, self._slices(number), 0, False] for number in order)
+        opened: deque[list[Any]] = deque(islice(waiting, OPEN_ROW_GROUPS))
+        while opened:
+            group = opened.popleft()
+            number, slices, done, is_read = group
+            if done == len(slices):
+                opened.extendleft(islice(waiting, 1))
+                continue
+            if start < slices[done]:
+                # What lies before ``start`` is counted, and only read within a row group.
+                is_last = done + 1 == len(slices)
+                yield _Turn(number, sum(slices[:done]), start, not is_read, is_last)
+                is_read = True
+            start = max(0, start - slices[done])
+            group[2:] = done + 1, is_read
+            opened.append(group)
+
+    def _opened(self, numbers: Iterable[int], columns: Sequence[str]) -> Any:
+        """Open row groups in order, as they are asked for; those of a store are fetched ahead."""
+        names = [name for name in self._looked_at(columns) if name not in self._hive]
+        return self._storage.opened(
+            Piece(self.files[i], self._stamps[i], group, names)
+            for i, group in (self._row_groups[number, :2].tolist() for number in numbers)
+        )
+
+    def _looked_at(self, columns: Sequence[str]) -> dict[str, None]:
+        """Name columns and those that filters look at, once each and in order."""
+        return dict.fromkeys([*columns, *(name for keep in self._keeps for name in keep.columns)])
+
     def _read(
-        self, numbers: list[int], n_rows: int, start: int = 0
+        self, numbers: list[int], file: Any, n_rows: int, start: int = 0
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """Read row groups of a file, ``n_rows`` at a time, from row ``start`` on.
 
         They are numbered over all files.
         """
         where = self._place(numbers)
-        for batch in self._batches(numbers, n_rows, self._encoding.raw_columns):
+        for batch in self._batches(numbers, file, n_rows, self._encoding.raw_columns):
             if not self._drop and start >= batch.num_rows:
                 start -= batch.num_rows
                 continue
@@ -562,7 +642,7 @@ class parquet_source:
             start = max(0, start - n_kept)
 
     def _batches(
-        self, numbers: list[int], n_rows: int, columns: Sequence[str]
+        self, numbers: list[int], file: Any, n_rows: int, columns: Sequence[str]
     ) -> Generator[Any, None, None]:
         """Read columns of row groups of a file as record batches, of the rows that filters keep.
 
@@ -570,15 +650,15 @@ class parquet_source:
         """
         pq = import_parquet("parquet_source")
         i = int(self._row_groups[numbers[0], 0])
-        read = dict.fromkeys([*columns, *(name for keep in self._keeps for name in keep.columns)])
+        read = self._looked_at(columns)
         names = [name for name in read if name not in self._hive]
         # Rows are numbered for a filter, which those of a batch of several row groups may not be.
         parts = [[number] for number in numbers] if self._keeps else [numbers]
         try:
-            self._check_unchanged(i)
+            self._check_unchanged(i, file)
             # Buffered, and not ahead: else pyarrow holds whole row groups, however large.
             with pq.ParquetFile(
-                self.files[i],
+                file,
                 metadata=footer_of(self.files[i], self._stamps[i]),
                 buffer_size=BUFFER_BYTES,
                 pre_buffer=False,
@@ -590,7 +670,7 @@ class parquet_source:
                     for batch in reader.iter_batches(
                         n_rows, row_groups=groups, columns=names, use_threads=False
                     ):
-                        self._check_unchanged(i)
+                        self._check_unchanged(i, file)
                         stop = first_row + batch.num_rows
                         for name in read.keys() & self._hive.keys():
                             value = constant(self._hive[name], i, batch.num_rows)
@@ -609,7 +689,7 @@ class parquet_source:
         return f"{file}, row group {groups[0]}{several}"
 
     def _check_files(self) -> None:
-        changed = set(self.files) ^ set(find_files(self._paths))
+        changed = set(self.files) ^ set(self._storage.find(self._paths))
         if changed:
             raise RuntimeError(
                 f"{', '.join(map(str, sorted(changed)))}: added or removed since the source was "
@@ -617,8 +697,8 @@ class parquet_source:
                 "source (and a new model: N has changed)."
             )
 
-    def _check_unchanged(self, i: int) -> None:
-        if stamp_of(self.files[i]) != self._stamps[i]:
+    def _check_unchanged(self, i: int, opened: Any) -> None:
+        if self._storage.stamp_of_opened(opened) != self._stamps[i]:
             raise RuntimeError(
                 f"{self.files[i]}: changed since the source was made, so that its rows are not "
                 f"those that n_rows={self.n_rows} counts. Make a new source."

@@ -17,7 +17,7 @@ import os
 import tempfile
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ import pandas as pd
 from pandas.util import hash_array
 
 from pymc.streams.blocks import Blocks, is_arrow, raw_blocks
-from pymc.streams.sources.files import find_files, import_parquet, stamp_of
+from pymc.streams.sources.files import Disk, Piece, Stamp, footer_of, import_parquet
 from pymc.streams.sources.hive import constant, hive_columns
 from pymc.streams.sources.opening import is_arrow_source, rows_of, tables_in
 from pymc.streams.sources.parquet import READ_ROWS, parquet_source
+from pymc.streams.sources.stores import files_at
 from pymc.streams.sources.table import table_source
 
 # Bytes decoded at a time, which is what fewer than READ_ROWS wide rows take.
@@ -48,11 +49,13 @@ HASH_OF_NULL = 0x9E3779B97F4A7C15
 ROW_FACTOR = np.uint64(1_000_003)
 
 
-def tables_of(source: Any) -> "FileTables | BlockTables":
-    """See the files at a path, or any source, as tables."""
+def tables_of(
+    source: Any, storage_options: dict[str, Any] | None = None
+) -> "FileTables | BlockTables":
+    """See the files at a path or URL, or any source, as tables."""
     paths = [source] if isinstance(source, str | os.PathLike) else source
     if isinstance(paths, list | tuple) and all(isinstance(p, str | os.PathLike) for p in paths):
-        return FileTables([Path(path).expanduser().absolute() for path in paths])
+        return FileTables(*files_at(paths, storage_options=storage_options))
     return BlockTables(source)
 
 
@@ -65,7 +68,9 @@ class FileTables:
         Columns and types, which hold those of each file.
     n_rows : int
         Number of rows.
-    paths, files : list of Path
+    storage : Disk or Store
+        Where the files are.
+    paths, files : list of Path or StoredPath
         Where the files were looked for, and the files.
     stamps : list of tuple
         Size and time of each file, by which a change is noticed.
@@ -75,23 +80,26 @@ class FileTables:
         Folder for temporary files; None for the system's.
     """
 
-    def __init__(self, paths: list[Path]):
+    def __init__(self, storage: Any, paths: list[Any]):
+        import_parquet("pre_shuffle")
         import pyarrow as pa
 
-        pq = import_parquet("pre_shuffle")
         self.scratch: Path | None = None
-        self.paths = paths
-        self.files = find_files(paths)
-        self.stamps = [stamp_of(file) for file in self.files]
+        self.storage, self.paths = storage, paths
+        self.files = storage.find(paths)
+        self.stamps = storage.stamps(self.files)
         self.identity = {
             "files": [[file.name, *stamp] for file, stamp in zip(self.files, self.stamps)]
         }
         self.n_rows = 0
         hive = hive_columns(paths, self.files)
         schemas: list[Any] = []
+        footers = storage.footers(self.files, self.stamps)
         for file in self.files:
             try:
-                metadata = pq.read_metadata(file)
+                metadata = next(footers)
+            except (ConnectionError, FileNotFoundError, PermissionError):
+                raise
             except Exception as error:
                 raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
             self.n_rows += metadata.num_rows
@@ -122,25 +130,47 @@ class FileTables:
         schema = _plain(self.schema)
         row_bytes = sum(map(width_of, schema.types))
         buffer_bytes = min(MAX_BUFFER, max(MIN_BUFFER, BUFFER_BYTES // len(schema)))
-        for i, file in enumerate(self.files):
-            # Read as it is decoded: a row group may be larger than memory.
-            with pq.ParquetFile(file, pre_buffer=False, buffer_size=buffer_bytes) as reader:
-                for group in range(reader.num_row_groups):
-                    size = reader.metadata.row_group(group)
-                    n_bytes = max(1, size.total_byte_size, size.num_rows * row_bytes)
-                    n_rows = max(1, min(READ_ROWS, READ_BYTES * size.num_rows // n_bytes))
-                    where = f"{file}, row group {group}"
-                    if _pages_bytes(size) > MAX_PAGES_BYTES:
-                        n_columns = max(1, READ_BYTES * len(schema) // n_bytes)
-                        tables = self._by_columns(reader, group, n_rows, n_columns, where)
-                    else:
-                        batches = reader.iter_batches(n_rows, row_groups=[group], use_threads=False)
-                        tables = (pa.Table.from_batches([batch]) for batch in batches)
-                    for table in tables:
-                        for name, values in self._hive.items():
-                            value = constant(values, i, table.num_rows)
-                            table = table.append_column(name, value)
-                        yield _cast(table, schema, where)
+        in_files = [name for name in schema.names if name not in self._hive]
+        pieces = [
+            (i, Piece(file, stamp, group, in_files))
+            for i, (file, stamp) in enumerate(zip(self.files, self.stamps))
+            for group in range(footer_of(file, stamp).num_row_groups)
+        ]
+        last = None
+        with (
+            closing(self.storage.opened(piece for _, piece in pieces)) as opened,
+            ExitStack() as readers,
+        ):
+            for (i, (file, stamp, group, _)), source in zip(pieces, opened):
+                if self.storage.stamp_of_opened(source) != stamp:
+                    raise RuntimeError(f"{file}: changed while it was read.")
+                if source is not last:  # a file on disk is opened once for all its row groups
+                    readers.close()
+                    # Read as it is decoded: a row group may be larger than memory.
+                    reader = readers.enter_context(
+                        pq.ParquetFile(
+                            source,
+                            metadata=footer_of(file, stamp),
+                            pre_buffer=False,
+                            buffer_size=buffer_bytes,
+                        )
+                    )
+                    last = source
+                size = reader.metadata.row_group(group)
+                n_bytes = max(1, size.total_byte_size, size.num_rows * row_bytes)
+                n_rows = max(1, min(READ_ROWS, READ_BYTES * size.num_rows // n_bytes))
+                where = f"{file}, row group {group}"
+                if _pages_bytes(size) > MAX_PAGES_BYTES:
+                    n_columns = max(1, READ_BYTES * len(schema) // n_bytes)
+                    tables = self._by_columns(reader, group, n_rows, n_columns, where)
+                else:
+                    batches = reader.iter_batches(n_rows, row_groups=[group], use_threads=False)
+                    tables = (pa.Table.from_batches([batch]) for batch in batches)
+                for table in tables:
+                    for name, values in self._hive.items():
+                        value = constant(values, i, table.num_rows)
+                        table = table.append_column(name, value)
+                    yield _cast(table, schema, where)
 
     def _by_columns(
         self, reader: Any, group: int, n_rows: int, n_columns: int, where: str
@@ -189,16 +219,18 @@ class BlockTables:
         import_parquet("pre_shuffle")
 
         self.schema: Any = None
-        self.paths: list[Path] = []
-        self.files: list[Path] = []
-        self.stamps: list[tuple[int, int]] = []
+        self.storage: Any = Disk()
+        self.paths: list[Any] = []
+        self.files: list[Any] = []
+        self.stamps: list[Stamp] = []
         self.scratch: Path | None = None
         self.identity: dict | None = None
         self.n_rows: int | None = None
         self._columns: tuple[str, ...] | None = None
         self._open: Callable[[], Any] = lambda: raw_blocks(source)
         if isinstance(source, parquet_source):
-            self.paths, self.files, self.stamps = source._paths, list(source.files), source._stamps
+            self.storage, self.paths = source._storage, source._paths
+            self.files, self.stamps = list(source.files), source._stamps
             self.n_rows, self.identity = source.n_rows, source.identity
             self._open = source.tables
         elif isinstance(source, Mapping):

@@ -84,8 +84,8 @@ def test_the_pass_for_categories_reads_keys_alone(folder, monkeypatch):
     monkeypatch.setattr(
         parquet_source,
         "_batches",
-        lambda self, numbers, n, columns: (
-            read.append(columns) or batches(self, numbers, n, columns)
+        lambda self, numbers, file, n, columns: (
+            read.append(columns) or batches(self, numbers, file, n, columns)
         ),
     )
     source = parquet_source(folder)
