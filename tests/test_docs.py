@@ -1,8 +1,6 @@
 """The code in the README and in the guide runs as it stands, on files. `make docs` runs the notebooks."""
 
-import importlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +11,8 @@ from textwrap import dedent
 import numpy as np
 import pytest
 import yaml
+
+from tests.conftest import require
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -50,15 +50,6 @@ def events(tmp_path, monkeypatch):
         }
         pq.write_table(pa.table(columns), place / "part-0.parquet", row_group_size=512)
     monkeypatch.chdir(tmp_path)
-
-
-def require(name):
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed")
 
 
 def code_of(path):

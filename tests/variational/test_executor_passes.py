@@ -13,7 +13,6 @@
 #   limitations under the License.
 """Passes by the workers of executors: processes of a pool, and of a Dask cluster."""
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -33,6 +32,7 @@ from pymc.variational.streaming import (
     shuffle_buffer,
     subsample_model,
 )
+from tests.conftest import require
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -40,15 +40,6 @@ pq = pytest.importorskip("pyarrow.parquet")
 N, N_GROUPS = 20_000, 5
 Q = np.linspace(-0.3, 0.4, 2 + N_GROUPS)
 QUICK = {"mode": "FAST_COMPILE"}
-
-
-def require(name):
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed")
 
 
 @pytest.fixture(scope="module")

@@ -198,6 +198,11 @@ class table_source:
             yield table if kept is None else table.filter(kept)
 
     @property
+    def encoding(self) -> Encoding:
+        """How the columns become numbers."""
+        return self._encoding
+
+    @property
     def categories(self) -> dict[str, np.ndarray]:
         return self._encoding.categories
 
