@@ -32,6 +32,7 @@ from pymc.streams.executors import (
     row_ranges,
 )
 from pymc.streams.shuffle.buffer import shuffle_buffer
+from pymc.streams.sources.decoding import DecodedRowGroups
 from pymc.streams.sources.parquet import parquet_source
 
 pa = pytest.importorskip("pyarrow")
@@ -97,8 +98,10 @@ def test_a_seekable_source_opens_at_any_row_in_the_order_of_the_files(files, sou
 def test_row_groups_before_the_first_row_are_not_read(files, monkeypatch):
     source = parquet_source(files, columns=["x"])
     read = []
-    inner = parquet_source._read
-    monkeypatch.setattr(parquet_source, "_read", lambda *args: read.extend(args[1]) or inner(*args))
+    inner = DecodedRowGroups.read
+    monkeypatch.setattr(
+        DecodedRowGroups, "read", lambda *args: read.extend(args[1]) or inner(*args)
+    )
     assert rows_of(source.unshuffled(60))[0] == 60
     assert read == [8, 9, 10]  # 8 of 7 rows, then those that begin at 50, 70 and 90
 

@@ -31,7 +31,8 @@ from pymc.streams.blocks import (
 from pymc.streams.moments import Moments
 from pymc.streams.order.check import LARGE_EFFECT, OUTLIER, Features, effect_text
 from pymc.streams.shuffle.buffer import shuffle_buffer
-from pymc.streams.sources.parquet import SLICE_ROWS, parquet_source
+from pymc.streams.sources.decoding import SLICE_ROWS
+from pymc.streams.sources.parquet import parquet_source
 from pymc.streams.standardize import standardize
 
 __all__ = ["OrderReport", "order_report"]

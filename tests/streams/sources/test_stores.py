@@ -223,8 +223,8 @@ def rows_of(blocks, column="row"):
 def test_the_rows_are_those_of_the_same_files_on_disk(
     events, folder, kwargs, slice_rows, monkeypatch
 ):
-    monkeypatch.setattr("pymc.streams.sources.parquet.SLICE_ROWS", slice_rows)
-    monkeypatch.setattr("pymc.streams.sources.parquet.OPEN_ROW_GROUPS", 3)
+    monkeypatch.setattr("pymc.streams.sources.decoding.SLICE_ROWS", slice_rows)
+    monkeypatch.setattr("pymc.streams.sources.decoding.OPEN_ROW_GROUPS", 3)
     stored, local = events.source("events/", **kwargs), parquet_source(folder, **kwargs)
     assert stored.stream_identity == local.stream_identity
     for start in (0, 30):
@@ -392,7 +392,7 @@ def test_lists_and_names_with_dots_are_fetched(bucket, monkeypatch):
     }
     bucket.write("a.parquet", columns)
     source = bucket.source("a.parquet", columns=["a.b"])
-    file, stamp = source.files[0], source._stamps[0]
+    file, stamp = source.files[0], source._groups.stamps[0]
     row_group = fetch.footer_of(file, stamp).row_group(0)
     monkeypatch.setattr(fetch, "GAP_BYTES", -1)
     for name, n_columns in (("list", 1), ("a.b", 1), ("none", 0)):
@@ -458,7 +458,7 @@ def test_an_object_of_the_same_size_is_told_by_its_etag(events):
     source = events.source("events", columns=["row"])
     events.write("events/part-1.parquet", {"row": [2, 1]}, **kwargs)
     again = events.source("events", columns=["row"])
-    assert [size for size, _ in again._stamps] == [size for size, _ in source._stamps]
+    assert [size for size, _ in again._groups.stamps] == [size for size, _ in source._groups.stamps]
     with pytest.raises(RuntimeError, match=r"s3://.*part-1\.parquet: changed since"):
         list(source)
 
