@@ -246,7 +246,7 @@ class _Part:
                 yield form.join([part[rows[skipped:]] for part in parts_of(block)])
             skipped = max(0, skipped - len(rows))
 
-    def unshuffled(self, start: int = 0) -> Iterator[Block]:
+    def unshuffled(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Give one epoch from row ``start`` on: rows are in the source's order."""
         return self.read(0, start)
 

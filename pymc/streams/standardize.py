@@ -119,9 +119,9 @@ class standardize:
         """Open an epoch, at row ``start`` where the source is seekable."""
         return map(self._scaled, self._blocks.epoch(epoch, start))
 
-    def unshuffled(self, start: int = 0) -> Iterator[Block]:
+    def unshuffled(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Give one epoch from row ``start`` on, in the order of the source, past any shuffle."""
-        return map(self._scaled, self._blocks.unshuffled(start))
+        return map(self._scaled, self._blocks.unshuffled(start, stop))
 
     @property
     def seekable(self) -> bool:
