@@ -31,7 +31,7 @@ PIECE_BYTES, PIECES_IN_TASK = 2**25, 16
 LEAST_SHARE = 0.25
 # Standard deviations of a variance by which a predicted effect must exceed chance.
 SURE_SDS = 5.0
-# Probability that a column of rows in random order has an effect at all.
+# Probability that rows in random order have an effect at all, in any column or product.
 FALSE_EFFECT = 1e-3
 
 
@@ -154,8 +154,8 @@ def _of_one_size(matrices: Iterator[np.ndarray], n_rows: int) -> Iterator[np.nda
 class PieceVariances:
     """Variances between and within pieces of a stream, by the window that a batch is drawn from.
 
-    What differs by no more than chance would have it for all but a thousandth of columns counts as
-    no difference: of few pieces it would pass for a large effect.
+    What differs by no more than chance would have it in all but a thousandth of streams in random
+    order counts as no difference: of few pieces it would pass for a large effect.
 
     Attributes
     ----------
@@ -246,5 +246,5 @@ def _excess(seen: np.ndarray, by_chance: np.ndarray, n_seen: int, n_by_chance: i
     """
     from scipy.stats import f
 
-    limit = f.ppf(1 - FALSE_EFFECT, n_seen, n_by_chance)
+    limit = f.ppf(1 - FALSE_EFFECT / len(seen), n_seen, n_by_chance)
     return np.where(seen > limit * by_chance, seen - by_chance, 0.0)

@@ -27,6 +27,7 @@ from pathlib import PurePath
 import numpy as np
 import pytest
 
+from pymc.streams.blocks import Blocks
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.shuffle.disk import pre_shuffle
 from pymc.streams.sources import fetch, stores
@@ -367,6 +368,15 @@ def test_a_few_rows_are_a_few_requests(bucket, server):
     next(blocks)
     blocks.close()
     assert sum(bool(spans) for *_, spans in server.requests) <= 1 + fetch.FIRST_AHEAD
+
+
+def test_a_range_of_rows_is_its_row_groups_and_no_list(bucket, server):
+    bucket.write("events/a.parquet", {"row": np.arange(1000)}, row_group_size=10)
+    blocks = Blocks(bucket.source("events"))
+    server.reset()
+    assert rows_of(blocks.between(205, 231)) == list(range(205, 231))
+    assert sum(bool(spans) for *_, spans in server.requests) == 4  # of 20, 21, 22 and 23
+    assert not [path for _, path, _ in server.requests if not path.endswith("a.parquet")]
 
 
 def test_large_row_groups_go_by_a_temporary_file(bucket, server, monkeypatch):
