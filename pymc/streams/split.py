@@ -158,7 +158,8 @@ def _n_splits(source: Any) -> int:
     """Count how often the rows of a source were split."""
     if isinstance(source, _Part):
         return 1 + _n_splits(source.source)
-    return sum(isinstance(keep, _Keep) for keep in getattr(source, "_keeps", ()))
+    keeps = source.keeps if isinstance(source, parquet_source) else ()
+    return sum(isinstance(keep, _Keep) for keep in keeps)
 
 
 def keys_of_arrow(column: Any, name: str) -> np.ndarray:

@@ -211,7 +211,11 @@ class parquet_source:
         self.seed = seed_of(seed)
         self._seed_given = seed is not None
         self._next_epoch = 0
-        self._options = {"unknown": unknown, "time_unit": time_unit, "decimals": decimals}
+        self._options: dict[str, Any] = {
+            "unknown": unknown,
+            "time_unit": time_unit,
+            "decimals": decimals,
+        }
         encoding = Encoding.of(
             groups.schema, categories=categories, where=self.files[0], **self._options
         )
@@ -249,6 +253,11 @@ class parquet_source:
     def encoding(self) -> Encoding:
         """How the columns of the files become numbers."""
         return self._rows.encoding
+
+    @property
+    def keeps(self) -> tuple[Keep, ...]:
+        """What rows are kept: filters, and parts of splits."""
+        return self._groups.keeps
 
     @property
     def categories(self) -> dict[str, np.ndarray]:
@@ -302,7 +311,7 @@ class parquet_source:
     @property
     def _meaning(self) -> dict[str, Any]:
         """What rows are kept and what their numbers mean, where this is not all there is to a file."""
-        keeps = [keep.identity for keep in self._groups.keeps]
+        keeps = [keep.identity for keep in self.keeps]
         kept = {"filters": keeps} if keeps else {}
         return kept | self.encoding.identity
 
