@@ -88,6 +88,11 @@ class Recoding:
     def _times(self, name: str, values: np.ndarray, what: str) -> np.ndarray:
         """Convert times, unless they are numbers already."""
         assert self._own is not None
+        if name in self._other_categories:
+            raise TypeError(
+                f"{what}: keys such as {self._other_categories[name][0]!r}, where the rows of the "
+                f"model have times, {self._units[name]}. Give times: pandas.to_datetime(column), say."
+            )
         if name not in self._other_units:
             is_number = values.dtype.kind in "iuf"
             return values if is_number else self._own.encode(name, values, what)[name]

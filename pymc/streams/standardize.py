@@ -281,4 +281,11 @@ def _scales(summary: ColumnSummary, columns: Sequence[str]) -> Scales:
             f"column(s) {list(constant)} are constant, {of['min'][constant[0]]:g}: there is nothing "
             "to scale by, and the intercept has their effect. Leave them out."
         )
+    unfit = of.index[~(np.isfinite(of["sd"]) & (of["sd"] > 0))]
+    if len(unfit):
+        raise ValueError(
+            f"column(s) {list(unfit)} have no sd that a float holds: the values of the first are from "
+            f"{of['min'][unfit[0]]:g} to {of['max'][unfit[0]]:g}. Is one a code for missing values? "
+            "Drop these rows, or give the column in another unit."
+        )
     return {name: (float(of["mean"][name]), float(of["sd"][name])) for name in columns}
