@@ -60,7 +60,8 @@ HOURS = (NOON - datetime.datetime(1970, 1, 1)).total_seconds() / 3600
 
 @pytest.mark.parametrize("form", ["parquet", "other unit", "dict", "DataFrame", "categorical"])
 def test_another_source_is_read_in_the_codes_and_units_of_the_first(own, tmp_path, form):
-    columns = {"x": [0.5] * 4, "key": ["c", "b", "c", "b"], "t": [NOON] * 4, "more": [0] * 4}
+    columns = {"x": [0.5] * 4, "key": ["c", "b", "c", "b"], "t": [NOON] * 4}
+    columns |= {"more": [0] * 4, "unread key": ["n"] * 4, "unread time": [NOON] * 4}
     columns |= {"instrument": [20, 20, 10, 30]}
     if form == "parquet":
         given = {"instrument": [30, 20, 10, 99]}
