@@ -30,8 +30,11 @@ def events(tmp_path, monkeypatch):
             x = rng.normal(size=(20_000, 3)).astype("float32")
             up = rng.random(20_000) < 1 / (1 + np.exp(-x @ [1.0, -0.5, 0.25]))
             columns = dict(zip(["mid", "spread", "imbalance"], x.T)) | {"up": up.astype("int8")}
-            if folder == "events":
+            # What the models do not read: only the rows that they are fitted to must be numbers.
+            if folder != "shuffled":
                 columns["time"] = pa.array(np.arange(20_000), pa.timestamp("us"))
+            if folder == "heldout":
+                columns["venue"] = np.where(x[:, 0] > 0, "XNYS", "XNAS")
             pq.write_table(
                 pa.table(columns), tmp_path / folder / f"{i}.parquet", row_group_size=4096
             )

@@ -282,7 +282,7 @@ class Batches:
         other.lacking = []
         other.blocks = Blocks(source, numeric=False)
         raw_columns, names = self.blocks.columns, other.blocks.columns
-        recode = Recoding(self.blocks.encoding, other.blocks.encoding)
+        recode = Recoding(self.blocks.encoding, other.blocks.encoding, raw_columns)
         scales, given = scales_of(self.blocks.source), scales_of(source)
         if given and given != scales:
             raise ValueError(

@@ -394,19 +394,28 @@ class Blocks:
             return opened
         return self._plain(raw_blocks(self.source, number, start))
 
-    def unshuffled(self, start: int = 0) -> Iterator[Block]:
+    def unshuffled(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Open an epoch of a source that can be read again, in its order on disk or in memory.
 
-        At row ``start``, where the source is seekable.
+        At row ``start``, where the source is seekable. Rows from ``stop`` on may be left out.
         """
         ours = _of_its_own(self.source, "seekable") is not None
         if not ours:
             return self._plain(raw_blocks(self.source, 0, start))
-        return self._plain(self.source.unshuffled(start))
+        return self._plain(self.source.unshuffled(start, stop))
+
+    def check_files(self) -> None:
+        """Raise if files were added or removed since: :meth:`between` does not look for that."""
+        if _of_its_own(self.source, "seekable") is None:
+            return
+        if hasattr(self.source, "source"):
+            Blocks(self.source.source).check_files()
+        elif hasattr(self.source, "check_files"):
+            self.source.check_files()
 
     def between(self, start: int, stop: int) -> Iterator[Block]:
         """Give rows ``start`` to ``stop`` of :meth:`unshuffled`; of a source that is seekable."""
-        for block in self.unshuffled(start):
+        for block in self.unshuffled(start, stop):
             n_rows = min(n_rows_of(block), stop - start)
             form = BlockFormat.of(block)
             yield form.join([part[:n_rows] for part in parts_of(block)])

@@ -102,7 +102,7 @@ def check_executor(executor: Any) -> None:
 
 
 def check_blocks(blocks: Blocks, name: str) -> None:
-    """Refuse rows that workers cannot read by ranges.
+    """Refuse rows that workers cannot read by ranges, or of files that are not the same any more.
 
     Parameters
     ----------
@@ -116,6 +116,8 @@ def check_blocks(blocks: Blocks, name: str) -> None:
     ValueError
         If they are of a source that is not seekable or whose number of rows is not known, or are in
         memory and too many to be sent.
+    RuntimeError
+        If files were added or removed since the source was made.
     """
     if not blocks.seekable or blocks.n_rows is None:
         raise ValueError(
@@ -129,6 +131,8 @@ def check_blocks(blocks: Blocks, name: str) -> None:
             "executor. Write them to Parquet files that all workers can read, "
             "source = pre_shuffle(source, 'rows/'), or leave executor out."
         )
+    # Once for all ranges, as it lists the files.
+    blocks.check_files()
 
 
 def row_ranges(blocks: Blocks, n_rows: int, name: str) -> list[tuple[int, int]]:

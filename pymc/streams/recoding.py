@@ -13,6 +13,7 @@
 #   limitations under the License.
 """Recoding: the columns of another source in the codes and units of a first one."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class Recoding:
     other : Encoding or None
         How those of the other one did. Columns that it does not know come as they were: strings, or
         times.
+    columns : collection of str or None
+        The columns of the first source, where it has names for them: others come as they are.
 
     Raises
     ------
@@ -41,7 +44,10 @@ class Recoding:
         something else there. The message names column and value.
     """
 
-    def __init__(self, own: Encoding | None, other: Encoding | None):
+    def __init__(
+        self, own: Encoding | None, other: Encoding | None, columns: Collection[str] | None = None
+    ):
+        self._columns = columns
         self._own, self._other = own, other
         self._categories = own.categories if own else {}
         self._units = own.units if own else {}
@@ -55,6 +61,8 @@ class Recoding:
         }
 
     def _column(self, name: str, values: np.ndarray, what: str) -> np.ndarray:
+        if self._columns is not None and name not in self._columns:
+            return values
         if name in self._categories:
             return self._codes(name, values, what)
         if name in self._units:
@@ -88,6 +96,11 @@ class Recoding:
     def _times(self, name: str, values: np.ndarray, what: str) -> np.ndarray:
         """Convert times, unless they are numbers already."""
         assert self._own is not None
+        if name in self._other_categories:
+            raise TypeError(
+                f"{what}: keys such as {self._other_categories[name][0]!r}, where the rows of the "
+                f"model have times, {self._units[name]}. Give times: pandas.to_datetime(column), say."
+            )
         if name not in self._other_units:
             is_number = values.dtype.kind in "iuf"
             return values if is_number else self._own.encode(name, values, what)[name]

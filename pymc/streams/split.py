@@ -158,7 +158,8 @@ def _n_splits(source: Any) -> int:
     """Count how often the rows of a source were split."""
     if isinstance(source, _Part):
         return 1 + _n_splits(source.source)
-    return sum(isinstance(keep, _Keep) for keep in getattr(source, "_keeps", ()))
+    keeps = source.keeps if isinstance(source, parquet_source) else ()
+    return sum(isinstance(keep, _Keep) for keep in keeps)
 
 
 def keys_of_arrow(column: Any, name: str) -> np.ndarray:
@@ -246,7 +247,7 @@ class _Part:
                 yield form.join([part[rows[skipped:]] for part in parts_of(block)])
             skipped = max(0, skipped - len(rows))
 
-    def unshuffled(self, start: int = 0) -> Iterator[Block]:
+    def unshuffled(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Give one epoch from row ``start`` on: rows are in the source's order."""
         return self.read(0, start)
 

@@ -119,9 +119,9 @@ class standardize:
         """Open an epoch, at row ``start`` where the source is seekable."""
         return map(self._scaled, self._blocks.epoch(epoch, start))
 
-    def unshuffled(self, start: int = 0) -> Iterator[Block]:
+    def unshuffled(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Give one epoch from row ``start`` on, in the order of the source, past any shuffle."""
-        return map(self._scaled, self._blocks.unshuffled(start))
+        return map(self._scaled, self._blocks.unshuffled(start, stop))
 
     @property
     def seekable(self) -> bool:
@@ -280,5 +280,12 @@ def _scales(summary: ColumnSummary, columns: Sequence[str]) -> Scales:
         raise ValueError(
             f"column(s) {list(constant)} are constant, {of['min'][constant[0]]:g}: there is nothing "
             "to scale by, and the intercept has their effect. Leave them out."
+        )
+    unfit = of.index[~(np.isfinite(of["sd"]) & (of["sd"] > 0))]
+    if len(unfit):
+        raise ValueError(
+            f"column(s) {list(unfit)} have no sd that a float holds: the values of the first are from "
+            f"{of['min'][unfit[0]]:g} to {of['max'][unfit[0]]:g}. Is one a code for missing values? "
+            "Drop these rows, or give the column in another unit."
         )
     return {name: (float(of["mean"][name]), float(of["sd"][name])) for name in columns}

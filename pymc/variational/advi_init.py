@@ -49,6 +49,15 @@ def as_start(init: str, start: Any) -> tuple[Any, Any]:
     return start, None
 
 
+def refuse_init(kwargs: dict[str, Any]) -> None:
+    """Refuse an ``init`` where it would be ignored: in :class:`pymc.ADVI` and its like."""
+    if "init" in kwargs:
+        raise TypeError(
+            f"init={kwargs['init']!r} is an argument of pm.fit, which chooses the optimizer with it: "
+            f"pm.fit(method='advi', init={kwargs['init']!r})."
+        )
+
+
 def initialize(
     init: str,
     method: Any,

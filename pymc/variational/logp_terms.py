@@ -26,6 +26,7 @@ from pytensor.compile.mode import get_mode
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import graph_replace, vectorize_graph
+from pytensor.graph.rewriting.utils import rewrite_graph
 from pytensor.graph.traversal import graph_inputs
 from pytensor.tensor.sharedvar import TensorSharedVariable
 
@@ -97,7 +98,8 @@ class Terms:
         total = graph_replace(total, data)
         self._inputs = [*inputs.values(), *data.values()]
         [total], self._q = join_nonshared_inputs(start, [total], model.value_vars)
-        self.total = rewrite_pregrad(total)
+        # With shapes as numbers: a shape that depends on a point cannot be vectorised over points.
+        self.total = rewrite_pregrad(rewrite_graph(total, include=("ShapeOpt", "canonicalize")))
         self._batch_size = batch_size
         self._n_directions = max(1, BLOCK_SIZE // size)
         self._is_small = batch_size is None and size <= SMALL_DATA

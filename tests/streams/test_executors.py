@@ -32,6 +32,7 @@ from pymc.streams.executors import (
     row_ranges,
 )
 from pymc.streams.shuffle.buffer import shuffle_buffer
+from pymc.streams.sources.decoding import DecodedRowGroups
 from pymc.streams.sources.parquet import parquet_source
 
 pa = pytest.importorskip("pyarrow")
@@ -97,10 +98,25 @@ def test_a_seekable_source_opens_at_any_row_in_the_order_of_the_files(files, sou
 def test_row_groups_before_the_first_row_are_not_read(files, monkeypatch):
     source = parquet_source(files, columns=["x"])
     read = []
-    inner = parquet_source._read
-    monkeypatch.setattr(parquet_source, "_read", lambda *args: read.extend(args[1]) or inner(*args))
+    inner = DecodedRowGroups.read
+    monkeypatch.setattr(
+        DecodedRowGroups, "read", lambda *args: read.extend(args[1]) or inner(*args)
+    )
     assert rows_of(source.unshuffled(60))[0] == 60
     assert read == [8, 9, 10]  # 8 of 7 rows, then those that begin at 50, 70 and 90
+    read.clear()
+    list(source.unshuffled(10, 14))
+    assert read == [1]  # whose last row is 13
+    list(source.unshuffled(10, 15))
+    assert read == [1, 1, 2]
+
+
+def test_other_files_are_noticed_where_ranges_are_made(files):
+    blocks = Blocks(shuffle_buffer(parquet_source(files), buffer_size=30, batch_size=8))
+    row_ranges(blocks, 10, "rows")
+    pq.write_table(pa.table({"x": [1], "gaps": [1.0]}), files / "c.parquet")
+    with pytest.raises(RuntimeError, match=r"c\.parquet: added or removed since"):
+        row_ranges(blocks, 10, "rows")
 
 
 @pytest.mark.parametrize("sizes", [[N], [1] * N, [40, 1, 60], [99, 2]])

@@ -60,7 +60,8 @@ HOURS = (NOON - datetime.datetime(1970, 1, 1)).total_seconds() / 3600
 
 @pytest.mark.parametrize("form", ["parquet", "other unit", "dict", "DataFrame", "categorical"])
 def test_another_source_is_read_in_the_codes_and_units_of_the_first(own, tmp_path, form):
-    columns = {"x": [0.5] * 4, "key": ["c", "b", "c", "b"], "t": [NOON] * 4, "more": [0] * 4}
+    columns = {"x": [0.5] * 4, "key": ["c", "b", "c", "b"], "t": [NOON] * 4}
+    columns |= {"more": [0] * 4, "unread key": ["n"] * 4, "unread time": [NOON] * 4}
     columns |= {"instrument": [20, 20, 10, 30]}
     if form == "parquet":
         given = {"instrument": [30, 20, 10, 99]}
@@ -115,9 +116,9 @@ def test_an_unknown_key_gets_the_category_that_stands_for_such(tmp_path):
         ({"instrument": [0.5] * 4}, "column 'instrument': values that are no int64"),
         (
             {"t": pd.Series([NOON] * 4).dt.tz_localize("UTC")},
-            "column 't': .* not in h since 1970-01-01",
+            "column 't': s since 1970-01-01 UTC, where .* h since 1970-01-01",
         ),
-        ({"x": ["a"] * 4}, "column 'x': not numeric"),
+        ({"x": ["a"] * 4}, "column 'x': codes, where the rows of the model have numbers"),
     ],
 )
 def test_columns_that_mean_something_else_are_refused(own, column, match):
@@ -138,6 +139,14 @@ def test_codes_and_times_of_another_source_are_no_numbers_of_the_model(tmp_path,
     own = batches_of({"key": np.arange(4)})
     with pytest.raises(TypeError, match=match):
         rows_like(own, source_of(tmp_path / "other.parquet", column))
+
+
+@pytest.mark.parametrize("form", [pd.DataFrame, dict])
+def test_text_is_no_times(own, form):
+    columns = {"x": np.zeros(2), "key": ["a", "b"], "instrument": [10, 20], "t": ["2026-01-01"] * 2}
+    told = "column 't': (keys such as '2026-01-01'|values of type .*string)"
+    with pytest.raises(TypeError, match=told):
+        rows_like(own, form(columns))
 
 
 def test_times_with_a_zone_and_without_are_not_mixed(own, tmp_path):

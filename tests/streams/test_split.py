@@ -247,8 +247,8 @@ def test_codes_split_as_their_texts(folder):
         def read(self, epoch, start=0):
             return self.source.read(epoch, start)
 
-        def unshuffled(self, start=0):
-            return self.source.unshuffled(start)
+        def unshuffled(self, start=0, stop=None):
+            return self.source.unshuffled(start, stop)
 
         __iter__ = parquet_source.__iter__
         seekable = gives_checked_blocks = True

@@ -179,6 +179,12 @@ def test_other_rows_are_recoded_and_then_put_on_the_scales(coded):
     ("source", "columns", "error", "message"),
     [
         ({"x": np.ones(3), "y": np.arange(3)}, ["y", "x"], ValueError, r"\['x'\] are constant, 1"),
+        (
+            {"x": [0.0, 1.7e308, 1.0]},
+            ["x"],
+            ValueError,
+            r"no sd that a float holds.* 0 to 1.7e\+308",
+        ),
         ({"x": np.arange(3)}, ["x", "z"], ValueError, r"no column\(s\) \['z'\].* has \['x'\]"),
         ({"x": np.arange(3)}, "x", TypeError, r"sequence of names, e.g. \['x'\]"),
         (np.ones((3, 2)), ["x"], TypeError, r"pandas.DataFrame\(array, columns="),

@@ -193,6 +193,12 @@ def test_what_does_not_go_together_is_refused(kwargs, match, mode):
         fit(0, build("memory"), **kwargs)
 
 
+@pytest.mark.parametrize("inference", [pm.ADVI, pm.FullRankADVI])
+def test_an_inference_does_not_ignore_init(inference):
+    with pytest.raises(TypeError, match=r"pm.fit\(method='advi', init='mode'\)"):
+        inference(model=build(), init="mode")
+
+
 def test_a_model_that_is_refused_is_not_read_first(monkeypatch):
     give_mode(monkeypatch, lambda *args, **kwargs: pytest.fail("a pass"))
     with pytest.raises(ValueError, match="total_size=10000"):

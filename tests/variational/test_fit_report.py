@@ -141,6 +141,20 @@ def test_wide_full_rank(streamed):
     assert [finding[:10] for finding in report.findings] == ["3 of 3 sds"]
 
 
+def test_a_mean_that_skew_puts_off_the_mode():
+    with pm.Model() as model:
+        pm.Gamma("rate", 0.5, 1)
+    # The ELBO in the log of the rate is 0.5 mu - exp(mu + sd^2 / 2) + log sd.
+    sd = 2**0.5
+    mean = np.log(0.5) - sd**2 / 2
+    best = set_mean_field(MeanField(model=model), np.array([mean]), np.array([sd]))
+    [about_mean, *_] = fit_report(best, random_seed=1, progressbar=False).findings
+    assert "rate_log__ by 0.74. The ELBO is largest about there" in about_mean
+    wrong = set_mean_field(MeanField(model=model), np.array([mean - 2]), np.array([sd]))
+    [about_mean, *_] = fit_report(wrong, random_seed=1, progressbar=False).findings
+    assert "Fit with more steps" in about_mean
+
+
 def test_funnel():
     with pm.Model() as model:
         v = pm.Normal("v", 0, 3)

@@ -15,6 +15,7 @@
 
 import numpy as np
 import pandas as pd
+import pytensor.tensor as pt
 import pytest
 
 import pymc as pm
@@ -94,6 +95,27 @@ def test_string_keys_give_the_posterior_of_integer_codes_in_memory(flights, fitt
     effect = approx.sample(200, random_seed=1).posterior["effect"].mean(("chain", "draw"))
     for name, expected in zip(CARRIERS, MEANS):
         assert float(effect.sel(carrier=name)) == pytest.approx(expected, abs=0.15)
+
+
+def test_effects_of_a_key_that_sum_to_zero(flights):
+    source = parquet_source(flights / "train", columns=["carrier", "late"])
+    ds = StreamingDataset(source, batch_size=500, check_order="ignore")
+    quick = {"mode": "FAST_COMPILE"}
+    with pm.Model(coords=ds.categories) as model:
+        effect = pm.ZeroSumNormal("effect", 1.0, dims="carrier")
+        pm.Normal("late", effect[ds["carrier"]], 1.0, observed=ds["late"], total_size=ds.total_size)
+        approx = pm.fit(method="laplace", progressbar=False, compile_kwargs=quick, random_seed=1)
+    # The posterior is normal, in an orthonormal basis of what sums to zero.
+    frame = pd.concat(map(pd.read_parquet, sorted((flights / "train").glob("*.parquet"))))
+    late = frame.groupby("carrier")["late"]
+    basis = np.linalg.svd(np.ones((1, 5)))[2][1:].T
+    precision = np.eye(4) + (basis.T * late.size().to_numpy()) @ basis
+    covariance = basis @ np.linalg.inv(precision) @ basis.T
+    backward = model.rvs_to_transforms[effect].backward(pt.as_tensor(np.eye(4))).eval(**quick)
+    error = approx.mean.eval(**quick) @ backward - covariance @ late.sum().to_numpy()
+    assert np.abs(error / np.sqrt(np.diag(covariance))).max() < 1e-6
+    own = backward.T @ approx.cov.eval(**quick) @ backward
+    np.testing.assert_allclose(own, covariance, rtol=1e-6)
 
 
 def test_held_out_rows_are_scored_and_predicted_with_the_codes_of_the_model(

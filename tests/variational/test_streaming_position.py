@@ -113,7 +113,7 @@ def test_batches_after_a_restore_are_those_of_a_run_without(
         return StreamingDataset(source, batch_size=batch_size, prefetch=prefetch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pymc.streams.sources.parquet.SLICE_ROWS", slice_rows)
+        patch.setattr("pymc.streams.sources.decoding.SLICE_ROWS", slice_rows)
         through = stream()
         batches(through, n_before)
         state = json.loads(json.dumps(through.state_dict()))
@@ -237,8 +237,10 @@ def test_going_on_far_into_an_epoch_reads_one_buffer(folder):
     ds, _ = stream()
     batches(ds, 90)
     again, source = stream()
-    read, decoded = [], source._block
-    source._block = lambda batch, where: (read.append(batch.num_rows), decoded(batch, where))[1]
+    read, decoded = [], source._rows.block
+    source._rows.block = lambda batch, where: (read.append(batch.num_rows), decoded(batch, where))[
+        1
+    ]
     again.load_state_dict(ds.state_dict())
     again.advance()
     assert 0 < sum(read) <= 4 * 90  # row groups have 90 rows

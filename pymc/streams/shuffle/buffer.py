@@ -173,9 +173,9 @@ class shuffle_buffer:
             order = random_order(filled, self.seed, self._name, epoch, window)
             yield from _drain(rows, form, order[skipped:])
 
-    def unshuffled(self, start: int = 0) -> Iterator[Block]:
+    def unshuffled(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Give one epoch from row ``start`` on, in the order of the source, past the shuffle."""
-        return self._blocks.unshuffled(start)
+        return self._blocks.unshuffled(start, stop)
 
     @property
     def seekable(self) -> bool:

@@ -35,8 +35,9 @@ from pymc.streams.blocks import bytes_of
 from pymc.streams.prefetch import Prefetch
 from pymc.streams.shuffle.records import Records
 from pymc.streams.shuffle.upload import is_uploaded, staging_folder, upload
+from pymc.streams.sources.decoding import READ_ROWS
 from pymc.streams.sources.files import MANIFEST, Disk
-from pymc.streams.sources.parquet import READ_ROWS, parquet_source
+from pymc.streams.sources.parquet import parquet_source
 from pymc.streams.sources.stores import INCOMPLETE, files_at, is_url, is_within
 from pymc.streams.sources.tables import (
     BlockTables,

@@ -187,7 +187,9 @@ class table_source:
         """Open an epoch, at row ``start`` if the source is seekable. All epochs are the same."""
         return self._blocks(start)
 
-    def unshuffled(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    def unshuffled(
+        self, start: int = 0, stop: int | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Give one epoch, from row ``start`` on if the source is seekable."""
         return self._blocks(start)
 

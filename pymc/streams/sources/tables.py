@@ -28,10 +28,11 @@ import pandas as pd
 from pandas.util import hash_array
 
 from pymc.streams.blocks import Blocks, is_arrow, raw_blocks
+from pymc.streams.sources.decoding import READ_ROWS
 from pymc.streams.sources.files import Disk, Piece, Stamp, footer_of, import_parquet
 from pymc.streams.sources.hive import constant, hive_columns
 from pymc.streams.sources.opening import is_arrow_source, rows_of, tables_in
-from pymc.streams.sources.parquet import READ_ROWS, parquet_source
+from pymc.streams.sources.parquet import parquet_source
 from pymc.streams.sources.stores import files_at
 from pymc.streams.sources.table import table_source
 
@@ -229,8 +230,9 @@ class BlockTables:
         self._columns: tuple[str, ...] | None = None
         self._open: Callable[[], Any] = lambda: raw_blocks(source)
         if isinstance(source, parquet_source):
-            self.storage, self.paths = source._storage, source._paths
-            self.files, self.stamps = list(source.files), source._stamps
+            groups = source._groups
+            self.storage, self.paths = groups.storage, groups.paths
+            self.files, self.stamps = list(groups.files), groups.stamps
             self.n_rows, self.identity = source.n_rows, source.identity
             self._open = source.tables
         elif isinstance(source, Mapping):

@@ -12,9 +12,13 @@
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
 import datetime
+import multiprocessing
 import warnings
 
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
 import numpy as np
+import pandas as pd
 import pytest
 
 import pymc as pm
@@ -26,6 +30,7 @@ from pymc.variational.streaming import (
     order_report,
     parquet_source,
     shuffle_buffer,
+    split_rows,
 )
 
 pa = pytest.importorskip("pyarrow")
@@ -219,6 +224,68 @@ def test_report_of_other_sources():
     assert report.table.loc["array[0]", "in order"] > 900
     with pytest.raises(TypeError, match=r"read only once"):
         order_report(iter([x]))
+
+
+SOURCES = {
+    "files": lambda folder: parquet_source(folder, columns=["x", "up"]),
+    "buffer": lambda folder: buffered(
+        parquet_source(folder, columns=["x", "up"], missing="drop"), 3333
+    ),
+    "array": lambda folder: np.random.default_rng(1).normal(size=(N, 2)).cumsum(axis=0),
+    "table": lambda folder: pq.read_table(folder, columns=["x", "up"]),
+    "part": lambda folder: split_rows(
+        {"x": np.arange(N) ** 0.5, "y": np.arange(N) % 7}, 0.6, seed=1
+    )[0],
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_report_by_an_executor(sorted_folder, source, monkeypatch):
+    monkeypatch.setattr("pymc.streams.order.pieces.MOST_TASKS", 30)
+    monkeypatch.setattr("pymc.streams.order.pieces.PIECE_BYTES", 16 * 1500)
+    source = SOURCES[source](sorted_folder)
+    expected = order_report(source, batch_size=700)
+    with ThreadPoolExecutor(2) as executor:
+        report = order_report(source, batch_size=700, executor=executor)
+    pd.testing.assert_frame_equal(report.table, expected.table, check_exact=True)
+    pd.testing.assert_frame_equal(report.means, expected.means, check_exact=True)
+    assert (report.n_rows, report.buffer_size) == (expected.n_rows, expected.buffer_size)
+    assert (report.table["in order"] > 2).any()
+
+
+@pytest.mark.slow
+def test_report_by_processes(sorted_folder):
+    source = parquet_source(sorted_folder, columns=["x", "up"])
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn) as executor:
+        report = order_report(source, batch_size=700, executor=executor)
+    expected = order_report(source, batch_size=700).table
+    pd.testing.assert_frame_equal(report.table, expected, check_exact=True)
+
+
+def test_report_by_an_executor_of_what_it_cannot_read():
+    with ThreadPoolExecutor(1) as executor:
+        with pytest.raises(ValueError, match=r"from its first row only\. Write it to Parquet"):
+            order_report(lambda: [np.zeros((9, 1))], executor=executor)
+
+
+@pytest.mark.parametrize("n_windows", [2, 3, 15, 60])
+@pytest.mark.parametrize("buffer_size", [4096, 10_000])
+def test_few_windows_of_rows_in_random_order_are_fair(n_windows, buffer_size):
+    """But for one in a thousand."""
+    effects = []
+    for seed in range(8):
+        rng = np.random.default_rng([n_windows, seed])
+        n = 4096 * n_windows
+        rows = {
+            "x": rng.normal(size=n),
+            "up": rng.random(n) < 0.02,
+            "wait": rng.exponential(size=n),
+            "k": rng.integers(0, 9, n),
+        }
+        rows = shuffle_buffer(rows, buffer_size=buffer_size, batch_size=4096)
+        effects.append(order_report(rows).table["in order"].max())
+    assert sum(effect >= 2 for effect in effects) <= 1
 
 
 def test_report_plots(sorted_folder):

@@ -314,7 +314,7 @@ def test_a_file_without_columns(tmp_path):
 
 
 def test_wide_rows_are_read_fewer_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("pymc.streams.sources.parquet.READ_BYTES", 8 * 20 * 50)
+    monkeypatch.setattr("pymc.streams.sources.decoding.READ_BYTES", 8 * 20 * 50)
     columns = {f"{j}": np.arange(1000.0) for j in range(20)}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     assert {len(block["0"]) for block in parquet_source(tmp_path)} == {50}

@@ -22,7 +22,7 @@ import pytest
 
 from pymc.streams.blocks import Blocks
 from pymc.streams.shuffle.buffer import shuffle_buffer
-from pymc.streams.sources import parquet
+from pymc.streams.sources import decoding
 from pymc.streams.sources.parquet import parquet_source
 from pymc.variational.streaming import StreamingDataset
 
@@ -80,10 +80,10 @@ def test_keys_are_the_same_codes_in_every_file_and_order(folder):
 
 def test_the_pass_for_categories_reads_keys_alone(folder, monkeypatch):
     read = []
-    batches = parquet_source._batches
+    batches = decoding.DecodedRowGroups.batches
     monkeypatch.setattr(
-        parquet_source,
-        "_batches",
+        decoding.DecodedRowGroups,
+        "batches",
         lambda self, numbers, file, n, columns: (
             read.append(columns) or batches(self, numbers, file, n, columns)
         ),
@@ -169,8 +169,8 @@ def test_filters_keep_rows_and_count_them(folder, columns, expression, keeps):
 def test_a_filtered_source_is_read_from_any_row_in_random_order(
     tmp_path, monkeypatch, slice_rows, missing
 ):
-    monkeypatch.setattr(parquet, "SLICE_ROWS", slice_rows)
-    monkeypatch.setattr(parquet, "OPEN_ROW_GROUPS", 3)
+    monkeypatch.setattr(decoding, "SLICE_ROWS", slice_rows)
+    monkeypatch.setattr(decoding, "OPEN_ROW_GROUPS", 3)
     row = np.arange(200)
     x = pa.array(np.where(row % 7 == 0, None, row / 2).tolist(), pa.float64())
     write(tmp_path / "a.parquet", {"row": row, "x": x}, row_group_size=17)
@@ -243,7 +243,7 @@ class Keep:
 
 @pytest.mark.parametrize("filters", [None, "row"])
 def test_rows_kept_by_their_place(folder, filters, monkeypatch):
-    monkeypatch.setattr(parquet, "READ_ROWS", 4)  # a row group is read in parts
+    monkeypatch.setattr(decoding, "READ_ROWS", 4)  # a row group is read in parts
     filters = None if filters is None else (pc.field("row") < 13) | (pc.field("row") > 60)
     source = parquet_source(folder, filters=filters)
     part = source._where(Keep())

@@ -27,6 +27,7 @@ from pathlib import PurePath
 import numpy as np
 import pytest
 
+from pymc.streams.blocks import Blocks
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.shuffle.disk import pre_shuffle
 from pymc.streams.sources import fetch, stores
@@ -223,8 +224,8 @@ def rows_of(blocks, column="row"):
 def test_the_rows_are_those_of_the_same_files_on_disk(
     events, folder, kwargs, slice_rows, monkeypatch
 ):
-    monkeypatch.setattr("pymc.streams.sources.parquet.SLICE_ROWS", slice_rows)
-    monkeypatch.setattr("pymc.streams.sources.parquet.OPEN_ROW_GROUPS", 3)
+    monkeypatch.setattr("pymc.streams.sources.decoding.SLICE_ROWS", slice_rows)
+    monkeypatch.setattr("pymc.streams.sources.decoding.OPEN_ROW_GROUPS", 3)
     stored, local = events.source("events/", **kwargs), parquet_source(folder, **kwargs)
     assert stored.stream_identity == local.stream_identity
     for start in (0, 30):
@@ -369,6 +370,15 @@ def test_a_few_rows_are_a_few_requests(bucket, server):
     assert sum(bool(spans) for *_, spans in server.requests) <= 1 + fetch.FIRST_AHEAD
 
 
+def test_a_range_of_rows_is_its_row_groups_and_no_list(bucket, server):
+    bucket.write("events/a.parquet", {"row": np.arange(1000)}, row_group_size=10)
+    blocks = Blocks(bucket.source("events"))
+    server.reset()
+    assert rows_of(blocks.between(205, 231)) == list(range(205, 231))
+    assert sum(bool(spans) for *_, spans in server.requests) == 4  # of 20, 21, 22 and 23
+    assert not [path for _, path, _ in server.requests if not path.endswith("a.parquet")]
+
+
 def test_large_row_groups_go_by_a_temporary_file(bucket, server, monkeypatch):
     monkeypatch.setattr(fetch, "MEMORY_BYTES", 1000)
     monkeypatch.setattr(fetch, "RANGE_BYTES", 10_000)
@@ -392,7 +402,7 @@ def test_lists_and_names_with_dots_are_fetched(bucket, monkeypatch):
     }
     bucket.write("a.parquet", columns)
     source = bucket.source("a.parquet", columns=["a.b"])
-    file, stamp = source.files[0], source._stamps[0]
+    file, stamp = source.files[0], source._groups.stamps[0]
     row_group = fetch.footer_of(file, stamp).row_group(0)
     monkeypatch.setattr(fetch, "GAP_BYTES", -1)
     for name, n_columns in (("list", 1), ("a.b", 1), ("none", 0)):
@@ -458,7 +468,7 @@ def test_an_object_of_the_same_size_is_told_by_its_etag(events):
     source = events.source("events", columns=["row"])
     events.write("events/part-1.parquet", {"row": [2, 1]}, **kwargs)
     again = events.source("events", columns=["row"])
-    assert [size for size, _ in again._stamps] == [size for size, _ in source._stamps]
+    assert [size for size, _ in again._groups.stamps] == [size for size, _ in source._groups.stamps]
     with pytest.raises(RuntimeError, match=r"s3://.*part-1\.parquet: changed since"):
         list(source)
 
