@@ -58,6 +58,10 @@ class ArrowRows:
         """Tell how many rows there are, where that takes no pass in Python."""
         return None
 
+    def files_now(self) -> tuple[str, ...]:
+        """List the files that are there now, where more would be rows as well."""
+        return self.files
+
     def batches(self, columns: Sequence[str], n_rows: int) -> Iterable[Any]:
         """Read these columns, as a rule ``n_rows`` rows at a time: record batches or tables."""
         raise NotImplementedError

@@ -83,8 +83,8 @@ class BlockRows(ArrowRows):
                 yield table
 
 
-def dataset_at(path: Any, file_format: str | None) -> Any:
-    """Open files of any format that pyarrow.dataset reads, with hive partitions as columns.
+class PathRows(DatasetRows):
+    """Files at a path, of any format that pyarrow.dataset reads, with hive partitions as columns.
 
     Raises
     ------
@@ -93,41 +93,56 @@ def dataset_at(path: Any, file_format: str | None) -> Any:
     ValueError
         If the columns of the files differ, or the format cannot be told. The message names the file.
     """
-    import pyarrow as pa
-    import pyarrow.dataset as pads
 
-    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-    places = [Path(item).expanduser().absolute() for item in paths]
-    for place in places:
-        if not place.exists():
-            raise FileNotFoundError(f"no file or folder at {place}.")
-    if file_format is None:
-        file_format = _format_of(places)
-    where = str(places[0]) if len(places) == 1 else list(map(str, places))
-    try:
-        data = pads.dataset(where, format=file_format, partitioning="hive")
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: not readable as {file_format}: {error}") from error
-    if not data.files:
-        raise FileNotFoundError(f"no file in the folder {path}.")
-    refuse_lakes(data.files)
-    try:
-        fragments = list(data.get_fragments())
-        schemas = [fragment.physical_schema for fragment in fragments]
-        for fragment, schema in zip(fragments, schemas):
-            if set(schema.names) != set(schemas[0].names):
-                raise ValueError(
-                    f"{fragment.path}: the columns are {schema.names}, and those of "
-                    f"{fragments[0].path} are {schemas[0].names}. Read them apart, or give the "
-                    "schema: pyarrow.dataset.dataset(path, format=..., schema=...)."
-                )
-        # Integers in some files and floats in others become floats.
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: {error}") from error
-    partitions = [field for field in data.schema if field.name not in schema.names]
-    schema = pa.schema([*schema, *partitions])
-    return pads.dataset(where, format=file_format, partitioning="hive", schema=schema)
+    def __init__(self, path: Any, file_format: str | None):
+        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+        places = [Path(item).expanduser().absolute() for item in paths]
+        for place in places:
+            if not place.exists():
+                raise FileNotFoundError(f"no file or folder at {place}.")
+        self._format = _format_of(places) if file_format is None else file_format
+        self._where: Any = str(places[0]) if len(places) == 1 else list(map(str, places))
+        super().__init__(self._open(path), str(path))
+
+    def files_now(self) -> tuple[str, ...]:
+        import pyarrow as pa
+
+        try:  # with a schema no file is opened
+            return tuple(self._dataset_of(pa.schema([])).files)
+        except FileNotFoundError:
+            return ()
+
+    def _dataset_of(self, schema: Any = None) -> Any:
+        import pyarrow.dataset as pads
+
+        return pads.dataset(self._where, format=self._format, partitioning="hive", schema=schema)
+
+    def _open(self, path: Any) -> Any:
+        import pyarrow as pa
+
+        try:
+            data = self._dataset_of()
+        except pa.ArrowException as error:
+            raise ValueError(f"{path}: not readable as {self._format}: {error}") from error
+        if not data.files:
+            raise FileNotFoundError(f"no file in the folder {path}.")
+        refuse_lakes(data.files)
+        try:
+            fragments = list(data.get_fragments())
+            schemas = [fragment.physical_schema for fragment in fragments]
+            for fragment, schema in zip(fragments, schemas):
+                if set(schema.names) != set(schemas[0].names):
+                    raise ValueError(
+                        f"{fragment.path}: the columns are {schema.names}, and those of "
+                        f"{fragments[0].path} are {schemas[0].names}. Read them apart, or give the "
+                        "schema: pyarrow.dataset.dataset(path, format=..., schema=...)."
+                    )
+            # Integers in some files and floats in others become floats.
+            schema = pa.unify_schemas(schemas, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise ValueError(f"{path}: {error}") from error
+        partitions = [field for field in data.schema if field.name not in schema.names]
+        return self._dataset_of(pa.schema([*schema, *partitions]))
 
 
 def _format_of(places: list[Path]) -> str:
@@ -140,6 +155,7 @@ def _format_of(places: list[Path]) -> str:
         files += [] if place.is_dir() else [place]
     if not files:
         raise FileNotFoundError(f"no file in the folder {', '.join(map(str, places))}.")
+    refuse_lakes(files)  # whose logs are files of other formats
     # Of data.csv.gz the ending before counts.
     endings = {
         next((FORMATS[s] for s in reversed(f.suffixes) if s in FORMATS), None) for f in files
@@ -212,7 +228,7 @@ def _rows_of(data: Any, file_format: str | None) -> ArrowRows:
     if isinstance(data, str | os.PathLike) or (
         is_list and all(isinstance(item, str | os.PathLike) for item in data)
     ):
-        return DatasetRows(dataset_at(data, file_format), str(data))
+        return PathRows(data, file_format)
     kind = _kind_of(data)
     if kind is not None:
         return kind(data)
