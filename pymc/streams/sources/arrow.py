@@ -21,12 +21,8 @@ from typing import Any
 
 import pandas as pd
 
-from pymc.streams.sources.filters import Filter, kept_rows
-
 # Rows that are read at a time, and fewer of them where they take more bytes than this.
 BATCH_ROWS, BATCH_BYTES = 65_536, 2**22
-# Bytes of a column of a Parquet file that are read at a time.
-BUFFER_BYTES = 65_536
 # What a value without a fixed width, a string say, is taken for.
 VALUE_BYTES = 32
 
@@ -130,99 +126,6 @@ class PandasRows(SeekableRows):
 
     def rows(self, columns: Sequence[str], start: int, stop: int) -> Any:
         return from_pandas(self._frame[list(columns)].iloc[start:stop], self.schema)
-
-
-class DatasetRows(ArrowRows):
-    """A dataset of pyarrow: files of any format that it reads."""
-
-    def __init__(self, data: Any, name: str = "dataset"):
-        self._dataset, self.name, self.schema = data, name, data.schema
-        self.files = tuple(getattr(data, "files", ()))
-        # Which rows to read: the statistics of Parquet files tell what to pass over.
-        self.filters: Any = None
-
-    def count(self) -> int:
-        return self._dataset.count_rows(filter=self.filters)
-
-    def batches(self, columns: Sequence[str], n_rows: int) -> Iterator[Any]:
-        import pyarrow as pa
-
-        try:
-            yield from self._batches(list(columns), n_rows)
-        except pa.ArrowException as error:
-            raise ValueError(
-                f"{self.name}: {error}. (The types of CSV and JSON files are guessed from their "
-                "first rows. To give them: pyarrow.dataset.dataset(path, format=..., schema=...).)"
-            ) from error
-
-    def _batches(self, columns: list[str], n_rows: int) -> Iterator[Any]:
-        import pyarrow.dataset as pads
-
-        if isinstance(getattr(self._dataset, "format", None), pads.ParquetFileFormat):
-            try:
-                fragments = list(self._dataset.get_fragments(self.filters))
-            except ValueError:  # those of Dataset.filter are not given away
-                pass
-            else:
-                for fragment in fragments:
-                    yield from self._parquet_batches(fragment, columns, n_rows)
-                return
-        yield from self._dataset.to_batches(
-            columns=columns,
-            filter=self.filters,
-            batch_size=n_rows,
-            batch_readahead=0,
-            fragment_readahead=0,
-        )
-
-    def _parquet_batches(self, fragment: Any, columns: list[str], n_rows: int) -> Iterator[Any]:
-        """Read a Parquet file some rows at a time: a scan holds whole row groups of it."""
-        import pyarrow as pa
-        import pyarrow.dataset as pads
-        import pyarrow.parquet as pq
-
-        read, keeps = columns, ()
-        if self.filters is not None:
-            keeps = (Filter(self.filters, self.schema),)
-            read = list(dict.fromkeys([*columns, *keeps[0].columns]))
-            fragment = fragment.subset(self.filters, schema=self.schema)
-        schema = schema_of(self.schema, read)
-        # Columns in the names of folders come first, as in a scan.
-        constants = pads.get_partition_keys(fragment.partition_expression)
-        in_file = [n for n in fragment.physical_schema.names if n in read and n not in constants]
-        options = fragment.format.read_options
-        with (
-            fragment.open() as opened,
-            pq.ParquetFile(
-                opened,
-                read_dictionary=sorted(options.dictionary_columns),
-                coerce_int96_timestamp_unit=options.coerce_int96_timestamp_unit,
-                pre_buffer=False,
-                buffer_size=BUFFER_BYTES,
-            ) as file,
-        ):
-            groups = [group.id for group in fragment.row_groups]
-            for batch in file.iter_batches(n_rows, groups, in_file, use_threads=False):
-                arrays = [
-                    batch[field.name].cast(field.type)
-                    if field.name in in_file
-                    else _repeated(constants.get(field.name), field.type, batch.num_rows)
-                    for field in schema
-                ]
-                rows = pa.RecordBatch.from_arrays(arrays, schema=schema)
-                yield kept_rows(rows, keeps, 0).select(columns)
-
-
-def _repeated(value: Any, arrow_type: Any, n_rows: int) -> Any:
-    """Return a value, or null, as a column."""
-    import pyarrow as pa
-
-    if value is None:
-        return pa.nulls(n_rows, arrow_type)
-    if not pa.types.is_dictionary(arrow_type):
-        return pa.repeat(pa.scalar(value, arrow_type), n_rows)
-    places = pa.repeat(pa.scalar(0, arrow_type.index_type), n_rows)
-    return pa.DictionaryArray.from_arrays(places, pa.array([value], arrow_type.value_type))
 
 
 class ScannerRows(ArrowRows):

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pymc.streams.sources.arrow import ArrowRows, DatasetRows, SeekableRows, from_pandas, schema_of
+from pymc.streams.sources.arrow import ArrowRows, SeekableRows, from_pandas, schema_of
+from pymc.streams.sources.dataset import DatasetRows
 
 
 class PolarsRows(SeekableRows):

@@ -19,7 +19,6 @@ What an object is, is told by what its class has: no library is imported to reco
 import os
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ import pandas as pd
 
 from pymc.streams.sources.arrow import (
     ArrowRows,
-    DatasetRows,
     IpcRows,
     PandasRows,
     ScannerRows,
@@ -36,8 +34,8 @@ from pymc.streams.sources.arrow import (
     batch_rows,
     table_of,
 )
-from pymc.streams.sources.files import FORMATS, import_parquet
-from pymc.streams.sources.lakes import refuse_lakes
+from pymc.streams.sources.dataset import DatasetRows, PathRows
+from pymc.streams.sources.files import import_parquet
 from pymc.streams.sources.libraries import KINDS
 
 
@@ -81,92 +79,6 @@ class BlockRows(ArrowRows):
             table = table_of(block, f"{self.name}, block {i}")
             if table.num_rows:
                 yield table
-
-
-class PathRows(DatasetRows):
-    """Files at a path, of any format that pyarrow.dataset reads, with hive partitions as columns.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no file.
-    ValueError
-        If the columns of the files differ, or the format cannot be told. The message names the file.
-    """
-
-    def __init__(self, path: Any, file_format: str | None):
-        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-        places = [Path(item).expanduser().absolute() for item in paths]
-        for place in places:
-            if not place.exists():
-                raise FileNotFoundError(f"no file or folder at {place}.")
-        self._format = _format_of(places) if file_format is None else file_format
-        self._where: Any = str(places[0]) if len(places) == 1 else list(map(str, places))
-        super().__init__(self._open(path), str(path))
-
-    def files_now(self) -> tuple[str, ...]:
-        import pyarrow as pa
-
-        try:  # with a schema no file is opened
-            return tuple(self._dataset_of(pa.schema([])).files)
-        except FileNotFoundError:
-            return ()
-
-    def _dataset_of(self, schema: Any = None) -> Any:
-        import pyarrow.dataset as pads
-
-        return pads.dataset(self._where, format=self._format, partitioning="hive", schema=schema)
-
-    def _open(self, path: Any) -> Any:
-        import pyarrow as pa
-
-        try:
-            data = self._dataset_of()
-        except pa.ArrowException as error:
-            raise ValueError(f"{path}: not readable as {self._format}: {error}") from error
-        if not data.files:
-            raise FileNotFoundError(f"no file in the folder {path}.")
-        refuse_lakes(data.files)
-        try:
-            fragments = list(data.get_fragments())
-            schemas = [fragment.physical_schema for fragment in fragments]
-            for fragment, schema in zip(fragments, schemas):
-                if set(schema.names) != set(schemas[0].names):
-                    raise ValueError(
-                        f"{fragment.path}: the columns are {schema.names}, and those of "
-                        f"{fragments[0].path} are {schemas[0].names}. Read them apart, or give the "
-                        "schema: pyarrow.dataset.dataset(path, format=..., schema=...)."
-                    )
-            # Integers in some files and floats in others become floats.
-            schema = pa.unify_schemas(schemas, promote_options="permissive")
-        except pa.ArrowException as error:
-            raise ValueError(f"{path}: {error}") from error
-        partitions = [field for field in data.schema if field.name not in schema.names]
-        return self._dataset_of(pa.schema([*schema, *partitions]))
-
-
-def _format_of(places: list[Path]) -> str:
-    """Tell the format from the names of files."""
-    files = []
-    for place in places:
-        below = [file for file in place.rglob("*") if file.is_file()] if place.is_dir() else []
-        # pyarrow.dataset passes over the others as well.
-        files += [f for f in below if not any(p[0] in "._" for p in f.relative_to(place).parts)]
-        files += [] if place.is_dir() else [place]
-    if not files:
-        raise FileNotFoundError(f"no file in the folder {', '.join(map(str, places))}.")
-    refuse_lakes(files)  # whose logs are files of other formats
-    # Of data.csv.gz the ending before counts.
-    endings = {
-        next((FORMATS[s] for s in reversed(f.suffixes) if s in FORMATS), None) for f in files
-    }
-    found = endings.pop() if len(endings) == 1 else None
-    if found is None:
-        raise ValueError(
-            f"{', '.join(map(str, places))}: the names of the files do not tell one format. Say it: "
-            'format="csv", or another one that pyarrow.dataset reads.'
-        )
-    return found
 
 
 def _has(data: Any, *names: str) -> bool:

@@ -23,7 +23,8 @@ import numpy as np
 from pymc.streams.blocks import n_rows_of
 from pymc.streams.encoding import Categories, Encoding
 from pymc.streams.position import checksum
-from pymc.streams.sources.arrow import DatasetRows, SeekableRows, batch_rows
+from pymc.streams.sources.arrow import SeekableRows, batch_rows
+from pymc.streams.sources.dataset import DatasetRows
 from pymc.streams.sources.files import stamp_of
 from pymc.streams.sources.opening import rows_of
 

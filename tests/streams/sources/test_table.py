@@ -34,7 +34,7 @@ from pymc.streams.order.report import order_report
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.shuffle.disk import pre_shuffle
 from pymc.streams.sources import arrow, table
-from pymc.streams.sources.arrow import DatasetRows
+from pymc.streams.sources.dataset import DatasetRows
 from pymc.streams.sources.opening import is_arrow_source
 from pymc.streams.sources.parquet import parquet_source
 from pymc.streams.sources.table import table_source
