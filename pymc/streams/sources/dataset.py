@@ -80,9 +80,11 @@ class DatasetRows(ArrowRows):
             )
             return
         keeps: tuple[Filter, ...] = ()
+        looked_at: tuple[str, ...] = ()
         if self.filters is not None:
-            keeps = (Filter(self.filters, self.schema),)
-        schema = schema_of(self.schema, dict.fromkeys([*columns, *(keeps and keeps[0].columns)]))
+            keep = Filter(self.filters, self.schema)
+            keeps, looked_at = (keep,), keep.columns
+        schema = schema_of(self.schema, list(dict.fromkeys([*columns, *looked_at])))
         for fragment in fragments:
             if keeps and read is _parquet_batches:
                 fragment = fragment.subset(self.filters, schema=self.schema)

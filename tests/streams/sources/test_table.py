@@ -44,6 +44,7 @@ from tests.conftest import require
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 pads = pytest.importorskip("pyarrow.dataset")
+pytest.importorskip("pyarrow.csv")
 feather = pytest.importorskip("pyarrow.feather")
 
 N = 3000
@@ -342,6 +343,26 @@ def test_a_parquet_dataset_gives_what_a_scan_gives(codes, tmp_path):
             assert rows.count() == len(given)
     filtered = DatasetRows(data.filter(pads.field("x") > 1))
     assert sum(batch.num_rows for batch in filtered.batches(["x"], 2)) == 7
+
+
+def test_a_csv_dataset_gives_what_a_scan_gives(tmp_path):
+    for key in ("p", "q r"):
+        (tmp_path / f"key={key}").mkdir()
+    (tmp_path / "key=p" / "0.csv").write_text("x;s;y\n" + "1;,;0.5\n" * 3 + ";NA;1\n2;v;\n")
+    text = gzip.compress(b's;x\n"q;q";5\nr;6\n')
+    (tmp_path / "key=q r" / "0.csv.gz").write_bytes(text)
+    schema = pa.schema({"x": "float32", "s": "string", "y": "float64", "key": "string"})
+    semicolons = pads.CsvFileFormat(parse_options=pa.csv.ParseOptions(delimiter=";"))
+    data = pads.dataset(tmp_path, schema=schema, format=semicolons, partitioning="hive")
+    for filters in (None, pads.field("x") >= 2, pads.field("key") == "q r"):
+        for columns in (schema.names, ["key"], ["s", "x"]):
+            rows = DatasetRows(data)
+            rows.filters = filters
+            given = pa.concat_tables(pa.table(batch) for batch in rows.batches(columns, 2))
+            expected = data.to_table(columns=columns, filter=filters)
+            assert given.schema == expected.schema
+            assert given.to_pylist() == expected.to_pylist()
+            assert rows.count() == len(given)
 
 
 def test_a_function_must_give_the_same_columns(files):
