@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pymc.streams.sources.arrow import ArrowRows, schema_of
-from pymc.streams.sources.files import FORMATS
+from pymc.streams.sources.files import FORMATS, is_seen
 from pymc.streams.sources.filters import Filter, kept_rows
 from pymc.streams.sources.lakes import refuse_lakes
 
@@ -169,7 +169,11 @@ class PathRows(DatasetRows):
         for place in places:
             if not place.exists():
                 raise FileNotFoundError(f"no file or folder at {place}.")
-        self._format = _format_of(places) if file_format is None else file_format
+        files = [file for place in places for file in _files_at(place)]
+        if not files:
+            raise FileNotFoundError(f"no file in the folder {path}.")
+        refuse_lakes(files)
+        self._format = _format_of(path, files) if file_format is None else file_format
         self._where: Any = str(places[0]) if len(places) == 1 else list(map(str, places))
         super().__init__(self._open(path), str(path))
 
@@ -193,9 +197,6 @@ class PathRows(DatasetRows):
             data = self._dataset_of()
         except pa.ArrowException as error:
             raise ValueError(f"{path}: not readable as {self._format}: {error}") from error
-        if not data.files:
-            raise FileNotFoundError(f"no file in the folder {path}.")
-        refuse_lakes(data.files)
         try:
             fragments = list(data.get_fragments())
             schemas = [fragment.physical_schema for fragment in fragments]
@@ -214,17 +215,16 @@ class PathRows(DatasetRows):
         return self._dataset_of(pa.schema([*schema, *partitions]))
 
 
-def _format_of(places: list[Path]) -> str:
+def _files_at(place: Path) -> list[Path]:
+    """List the files that pyarrow.dataset reads at a path."""
+    if not place.is_dir():
+        return [place]
+    files = (file for file in place.rglob("*") if file.is_file())
+    return [file for file in files if is_seen(file.relative_to(place).parts)]
+
+
+def _format_of(path: Any, files: list[Path]) -> str:
     """Tell the format from the names of files."""
-    files = []
-    for place in places:
-        below = [file for file in place.rglob("*") if file.is_file()] if place.is_dir() else []
-        # pyarrow.dataset passes over the others as well.
-        files += [f for f in below if not any(p[0] in "._" for p in f.relative_to(place).parts)]
-        files += [] if place.is_dir() else [place]
-    if not files:
-        raise FileNotFoundError(f"no file in the folder {', '.join(map(str, places))}.")
-    refuse_lakes(files)  # whose logs are files of other formats
     # Of data.csv.gz the ending before counts.
     endings = {
         next((FORMATS[s] for s in reversed(f.suffixes) if s in FORMATS), None) for f in files
@@ -232,7 +232,7 @@ def _format_of(places: list[Path]) -> str:
     found = endings.pop() if len(endings) == 1 else None
     if found is None:
         raise ValueError(
-            f"{', '.join(map(str, places))}: the names of the files do not tell one format. Say it: "
+            f"{path}: the names of the files do not tell one format. Say it: "
             'format="csv", or another one that pyarrow.dataset reads.'
         )
     return found

@@ -50,9 +50,10 @@ LIVE = [*range(10, 90), *range(1090, 1100)]
     [
         parquet_source,
         table_source,
+        lambda path: table_source(path, format="parquet"),
         lambda path: pre_shuffle(path, f"{path}-shuffled", seed=1),
     ],
-    ids=["parquet_source", "table_source", "pre_shuffle"],
+    ids=["parquet_source", "table_source", "format", "pre_shuffle"],
 )
 def test_a_delta_table_is_not_read_as_plain_files(read, below, delta):
     path = next(delta.glob("*.parquet")) if below == "one file" else (delta / below).resolve()
