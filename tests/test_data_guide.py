@@ -29,6 +29,7 @@ from tests.conftest import require
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 pads = pytest.importorskip("pyarrow.dataset")
+pc = pytest.importorskip("pyarrow.compute")
 feather = pytest.importorskip("pyarrow.feather")
 
 N = 3000
@@ -51,11 +52,24 @@ def rows(tmp_path, monkeypatch):
     Path("rows").mkdir()
     for i in range(3):
         pq.write_table(table.slice(1000 * i, 1000), f"rows/{i}.parquet")
+    for i in range(3):
+        Path(f"by_month/month={i}").mkdir(parents=True)
+        pq.write_table(table.slice(1000 * i, 1000), f"by_month/month={i}/part-0.parquet")
     frame.to_csv("rows.csv", index=False)
     feather.write_feather(table, "rows.feather", compression="uncompressed")
     frame.to_sql("rows", sqlite3.connect("rows.db"), index=False)
     np.save("x.npy", frame["x"])
     return frame
+
+
+class IcebergTable:
+    """What the line of Iceberg asks of pyiceberg, which the tests do without."""
+
+    def scan(self):
+        return self
+
+    def to_arrow_batch_reader(self):
+        return pads.dataset("rows").scanner().to_reader()
 
 
 def write(library, frame):
@@ -81,9 +95,9 @@ def test_the_table_was_found():
     ],
 )
 def test_each_line_of_the_table_streams(line, n_known, seekable, rows):
-    names = {name: globals()[name] for name in ("np", "pd", "pa", "pq", "pads")}
+    names = {name: globals()[name] for name in ("np", "pd", "pa", "pq", "pads", "pc")}
     names |= {"parquet_source": parquet_source, "table_source": table_source}
-    names |= {"connect": sqlite3.connect}
+    names |= {"connect": sqlite3.connect, "table": IcebergTable()}
     for name, library in LIBRARIES.items():
         if re.search(rf"\b{name}\.", line):
             names[name] = require(library)
