@@ -50,11 +50,14 @@ class BlockRows(ArrowRows):
     def __init__(self, data: Any):
         self.name = "function" if not hasattr(data, "__iter__") else type(data).__name__
         self._data = data
-        self._columns: list[str] | None = None
+        self._opened: Any = None
         first = next(iter(self._tables()), None)
         if first is None:
             raise ValueError(f"{self.name}: no rows.")
         self.schema = first.schema
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
 
     def batches(self, columns: Sequence[str], n_rows: int) -> Iterator[Any]:
         for i, table in enumerate(self._tables()):
@@ -69,6 +72,13 @@ class BlockRows(ArrowRows):
         import pyarrow as pa
 
         opened = self._data if hasattr(self._data, "__iter__") else self._data()
+        if hasattr(opened, "__next__"):
+            if opened is self._opened:
+                raise TypeError(
+                    f"{self.name}: it returned the same iterator twice, from which rows are gone by "
+                    "then. It must make a fresh one each time that it is called."
+                )
+            self._opened = opened
         if is_arrow_source(opened) or isinstance(opened, Mapping | pd.DataFrame):
             yield from map(pa.table, tables_in(opened))
             return
@@ -96,6 +106,8 @@ def dataset_at(path: Any, file_format: str | None) -> Any:
     import pyarrow as pa
     import pyarrow.dataset as pads
 
+    from pyarrow.csv import ConvertOptions
+
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     places = [Path(item).expanduser().absolute() for item in paths]
     for place in places:
@@ -103,9 +115,15 @@ def dataset_at(path: Any, file_format: str | None) -> Any:
             raise FileNotFoundError(f"no file or folder at {place}.")
     if file_format is None:
         file_format = _format_of(places)
+    # A text that is missing is no category.
+    as_format = (
+        pads.CsvFileFormat(convert_options=ConvertOptions(strings_can_be_null=True))
+        if file_format == "csv"
+        else file_format
+    )
     where = str(places[0]) if len(places) == 1 else list(map(str, places))
     try:
-        data = pads.dataset(where, format=file_format, partitioning="hive")
+        data = pads.dataset(where, format=as_format, partitioning="hive")
     except pa.ArrowException as error:
         raise ValueError(f"{path}: not readable as {file_format}: {error}") from error
     if not data.files:
@@ -125,9 +143,16 @@ def dataset_at(path: Any, file_format: str | None) -> Any:
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
         raise ValueError(f"{path}: {error}") from error
+    for fragment in fragments:
+        twice = pads.get_partition_keys(fragment.partition_expression).keys() & set(schema.names)
+        if twice:
+            raise ValueError(
+                f"{fragment.path}: {sorted(twice)} are columns of the file and in the names of its "
+                "folders. Read the file alone, or pass pyarrow.dataset.dataset(path, format=...)."
+            )
     partitions = [field for field in data.schema if field.name not in schema.names]
     schema = pa.schema([*schema, *partitions])
-    return pads.dataset(where, format=file_format, partitioning="hive", schema=schema)
+    return pads.dataset(where, format=as_format, partitioning="hive", schema=schema)
 
 
 def _format_of(places: list[Path]) -> str:
@@ -202,6 +227,8 @@ def rows_of(data: Any, file_format: str | None = None) -> ArrowRows:
     import_parquet("table_source")
     rows = _rows_of(data, file_format)
     names = rows.schema.names
+    if not names:
+        raise ValueError(f"{rows.name}: no columns.")
     if len(set(names)) < len(names):
         raise ValueError(f"{rows.name}: the columns are {names}, and should be named each once.")
     return rows
