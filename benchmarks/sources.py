@@ -17,9 +17,11 @@
 
 3 million rows of 20 columns of float64, 480 MB. Each kind is streamed for an epoch in a process of
 its own, which first makes the object (a table in memory is read, a query is defined, a library is
-imported), and then notes its memory. What is printed is how far the peak of the stream is above
-that: all memory, and that which is not of files (pages of files that are mapped into memory, as Hugging
-Face does, count as resident, and are given back when memory is short).
+imported), and then notes its memory. After each batch it sleeps for as long as a step of a model may
+take, as a reader that is faster than that may read on without end. What is printed is how far memory
+rises above what was noted: that of its own; that which it shares, Ray's store of objects; and
+all, with pages of files that are mapped into memory, which are given back when memory is short. Last,
+what a bare loop of the library takes of its own, at the same pace.
 """
 
 import json
@@ -28,7 +30,7 @@ import sys
 import threading
 import time
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,8 @@ N_FILES, FILE_ROWS, N_COLUMNS, GROUP_ROWS = 3, 1_000_000, 20, 100_000
 BATCH_SIZE = 4096
 FOLDER = Path("benchmark_data/sources")
 EVERY = 0.005  # seconds between looks at the memory
+STEP = 0.01  # seconds of a step
+ALONE_ROWS = 26_214  # rows that a bare loop reads at a time, as table_source does
 
 
 def make(folder: Path) -> None:
@@ -105,7 +109,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "pyarrow Table": lambda: pq.read_table("rows"),
     "pyarrow Dataset": lambda: pads.dataset("rows"),
     "pyarrow Scanner": lambda: pads.dataset("rows").scanner(
-        batch_readahead=1, fragment_readahead=1
+        batch_readahead=0, fragment_readahead=0, use_threads=False
     ),
     "open IPC file": lambda: pa.ipc.open_file("rows.arrow"),
     "DuckDB relation": lambda: _imported("duckdb").sql("SELECT * FROM 'rows/*.parquet'"),
@@ -115,66 +119,86 @@ KINDS: dict[str, Callable[[], Any]] = {
     ),
     "DeltaTable": lambda: _imported("deltalake").DeltaTable("delta"),
     "Ray Dataset": _ray,
-    "Dask DataFrame": lambda: _imported("dask.dataframe").read_parquet("rows"),
+    "Dask DataFrame": lambda: _imported("dask.dataframe").read_parquet(
+        "rows", split_row_groups=True
+    ),
     "memmap": lambda: np.load("rows.npy", mmap_mode="r"),
     "h5py": lambda: _imported("h5py").File("rows.h5")["x"],
     "zarr": lambda: _imported("zarr").open_array("rows.zarr"),
 }
 
 
-def memory() -> tuple[float, float]:
-    """Tell the resident memory of this process, and that which is not of files, in MB."""
+# Loops over the same without this package.
+ALONE: dict[str, Callable[[Any], Iterable[Any]]] = {
+    "polars LazyFrame": lambda data: data.collect_batches(
+        chunk_size=ALONE_ROWS, maintain_order=True, lazy=True, engine="streaming"
+    ),
+    "pyarrow Scanner": lambda data: data.to_batches(),
+    "DuckDB relation": lambda data: data.to_arrow_reader(ALONE_ROWS),
+    "Hugging Face IterableDataset": lambda data: data.with_format("arrow").iter(ALONE_ROWS),
+    "Ray Dataset": lambda data: data.iter_batches(
+        batch_size=ALONE_ROWS, batch_format="pyarrow", prefetch_batches=0
+    ),
+    "Dask DataFrame": lambda data: (partition.compute() for partition in data.partitions),
+}
+
+
+def memory() -> dict[str, float]:
+    """Tell the resident memory of this process in MB: its own, that it shares, and all."""
     lines = Path("/proc/self/status").read_text().splitlines()
     sizes = {name: line.split() for name, _, line in (line.partition(":") for line in lines)}
-    kb = {name: int(sizes[name][0]) for name in ("VmRSS", "RssFile")}
-    return kb["VmRSS"] / 1e3, (kb["VmRSS"] - kb["RssFile"]) / 1e3
+    names = {"own": "RssAnon", "shared": "RssShmem", "all": "VmRSS"}
+    return {name: int(sizes[there][0]) / 1e3 for name, there in names.items()}
 
 
-def stream(kind: str) -> dict[str, float]:
+def batches_of(kind: str, data: Any, alone: bool) -> Iterable[Any]:
+    """Stream the rows of an object, or loop over them as its library does."""
+    if alone:
+        return ALONE[kind](data)
+    return StreamingDataset(data, batch_size=BATCH_SIZE, cycle=False, check_order="ignore")
+
+
+def stream(kind: str, alone: bool) -> dict[str, float]:
     """Stream an epoch, and tell by how much memory rises above what the object takes."""
     data = KINDS[kind]()
     before, peak, done = memory(), memory(), threading.Event()
 
     def watch() -> None:
-        nonlocal peak
         while not done.wait(EVERY):
-            now = memory()
-            peak = max(peak[0], now[0]), max(peak[1], now[1])
+            for name, now in memory().items():
+                peak[name] = max(peak[name], now)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    start = time.perf_counter()
-    dataset = StreamingDataset(data, batch_size=BATCH_SIZE, cycle=False, check_order="ignore")
-    n_rows = sum(len(batch) for batch in dataset)
-    seconds = time.perf_counter() - start
+    n_rows = 0
+    for batch in batches_of(kind, data, alone):
+        n_rows += len(batch)
+        time.sleep(STEP * len(batch) / BATCH_SIZE)
     done.set()
     watcher.join()
-    assert n_rows == N_FILES * FILE_ROWS // BATCH_SIZE * BATCH_SIZE
-    return {
-        "object": before[0],
-        "above": peak[0] - before[0],
-        "above_private": peak[1] - before[1],
-        "seconds": seconds,
-    }
+    assert n_rows >= N_FILES * FILE_ROWS // BATCH_SIZE * BATCH_SIZE
+    return {"object": before["all"]} | {name: peak[name] - before[name] for name in peak}
 
 
 def main() -> None:
     """Stream each kind in a process of its own, or the one that is named in this process."""
     if sys.argv[1:]:
         os.chdir(FOLDER)
-        print(json.dumps(stream(sys.argv[1])))  # noqa: T201
-        return
+        found = stream(sys.argv[1], alone="alone" in sys.argv[2:])
+        print(json.dumps(found), flush=True)  # noqa: T201
+        os._exit(0)  # what threads of a library do at the end is not measured
     make(FOLDER)
-    console.print(f"{'':30} {'object':>8} {'peak above':>11} {'without files':>14} {'s':>6}")
+    console.print(f"{'MB':30} {'object':>8} {'own':>8} {'shared':>8} {'all':>8} {'alone':>8}")
     for kind in KINDS:
-        found = run([sys.executable, "-m", "benchmarks.sources", kind])
+        command = [sys.executable, "-m", "benchmarks.sources", kind]
+        found = run(command)
         if isinstance(found, str):
             console.print(f"{kind:30} {found}")
             continue
-        console.print(
-            f"{kind:30} {found['object']:5,.0f} MB {found['above']:8,.0f} MB "
-            f"{found['above_private']:11,.0f} MB {found['seconds']:6.1f}"
-        )
+        alone = run([*command, "alone"]) if kind in ALONE else ""
+        told = f"{alone['own']:8,.0f}" if isinstance(alone, dict) else alone
+        numbers = (f"{found[name]:8,.0f}" for name in ("object", "own", "shared", "all"))
+        console.print(f"{kind:30} {' '.join(numbers)} {told}")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def check_finite(values: np.ndarray, what: str) -> None:
         count = int(np.count_nonzero(~np.isfinite(values)))
         raise ValueError(
             f"{what}: {count} NaN or infinite value(s). Fill or drop these rows before streaming; "
-            'parquet_source(..., missing="drop") drops them.'
+            'missing="drop" of parquet_source or table_source drops them.'
         )
 
 
@@ -127,7 +127,7 @@ def arrow_to_numpy(column: Any, what: str) -> np.ndarray:
     if column.null_count:
         raise ValueError(
             f"{what}: {column.null_count} null value(s). Fill or drop these rows before "
-            'streaming; parquet_source(..., missing="drop") drops them.'
+            'streaming; missing="drop" of parquet_source or table_source drops them.'
         )
     return column.to_numpy(zero_copy_only=False)
 

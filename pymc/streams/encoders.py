@@ -218,8 +218,8 @@ class Keys(Converter):
         )
         raise ValueError(
             f"{what}: the value {value!r} is not among its {n_levels:,} categories{told}. Have one "
-            f'category stand for all such values, parquet_source(..., unknown="other"), or give those '
-            f"of all rows that there are, categories={{{self.name!r}: [...]}}."
+            'category stand for all such values, unknown="other", or give those of all rows that '
+            f"there are, categories={{{self.name!r}: [...]}}: of parquet_source, or of table_source."
         )
 
 
@@ -274,7 +274,8 @@ class Decimals(Converter):
             if not same:
                 raise ValueError(
                     f"{what}: numbers of type {column.type} that floats do not hold. Round them, "
-                    'parquet_source(..., decimals="round"), or write them with fewer digits.'
+                    'decimals="round" of parquet_source or table_source, or write them with fewer '
+                    "digits."
                 )
         return values
 

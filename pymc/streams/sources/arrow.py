@@ -22,9 +22,7 @@ from typing import Any
 import pandas as pd
 
 # Rows that are read at a time, and fewer of them where they take more bytes than this.
-BATCH_ROWS, BATCH_BYTES = 65_536, 2**23
-# Bytes of a column of a Parquet file that are read at a time.
-BUFFER_BYTES = 65_536
+BATCH_ROWS, BATCH_BYTES = 65_536, 2**22
 # What a value without a fixed width, a string say, is taken for.
 VALUE_BYTES = 32
 
@@ -55,6 +53,10 @@ class ArrowRows:
     def count(self) -> int | None:
         """Tell how many rows there are, where that takes no pass in Python."""
         return None
+
+    def files_now(self) -> tuple[str, ...]:
+        """List the files that are there now, where more would be rows as well."""
+        return self.files
 
     def batches(self, columns: Sequence[str], n_rows: int) -> Iterable[Any]:
         """Read these columns, as a rule ``n_rows`` rows at a time: record batches or tables."""
@@ -124,44 +126,6 @@ class PandasRows(SeekableRows):
 
     def rows(self, columns: Sequence[str], start: int, stop: int) -> Any:
         return from_pandas(self._frame[list(columns)].iloc[start:stop], self.schema)
-
-
-class DatasetRows(ArrowRows):
-    """A dataset of pyarrow: files of any format that it reads."""
-
-    def __init__(self, data: Any, name: str = "dataset"):
-        self._dataset, self.name, self.schema = data, name, data.schema
-        self.files = tuple(getattr(data, "files", ()))
-        # Which rows to read: the statistics of Parquet files tell what to pass over.
-        self.filters: Any = None
-
-    def count(self) -> int:
-        return self._dataset.count_rows(filter=self.filters)
-
-    def batches(self, columns: Sequence[str], n_rows: int) -> Iterator[Any]:
-        import pyarrow as pa
-        import pyarrow.dataset as pads
-
-        options: dict[str, Any] = {}
-        if isinstance(getattr(self._dataset, "format", None), pads.ParquetFileFormat):
-            # Else it holds several row groups, however large.
-            options["fragment_scan_options"] = pads.ParquetFragmentScanOptions(
-                pre_buffer=False, use_buffered_stream=True, buffer_size=BUFFER_BYTES
-            )
-        try:
-            yield from self._dataset.to_batches(
-                columns=list(columns),
-                filter=self.filters,
-                batch_size=n_rows,
-                batch_readahead=1,
-                fragment_readahead=1,
-                **options,
-            )
-        except pa.ArrowException as error:
-            raise ValueError(
-                f"{self.name}: {error}. (The types of CSV and JSON files are guessed from their "
-                "first rows. To give them: pyarrow.dataset.dataset(path, format=..., schema=...).)"
-            ) from error
 
 
 class ScannerRows(ArrowRows):

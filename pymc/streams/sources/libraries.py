@@ -18,7 +18,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pymc.streams.sources.arrow import ArrowRows, DatasetRows, SeekableRows, from_pandas, schema_of
+from pymc.streams.sources.arrow import ArrowRows, SeekableRows, from_pandas, schema_of
+from pymc.streams.sources.dataset import DatasetRows
 
 # What a DuckDB connection does not share with its cursors.
 CONNECTION_STATE = """
@@ -185,7 +186,9 @@ class RayRows(ArrowRows):
 
     @staticmethod
     def _batches(data: Any, n_rows: int) -> Iterator[Any]:
-        return iter(data.iter_batches(batch_size=n_rows, batch_format="pyarrow"))
+        return iter(
+            data.iter_batches(batch_size=n_rows, batch_format="pyarrow", prefetch_batches=0)
+        )
 
 
 class DaskRows(ArrowRows):
@@ -195,7 +198,7 @@ class DaskRows(ArrowRows):
 
     def __init__(self, data: Any):
         self._frame = data
-        first = next(iter(self.batches(list(data.columns), 0)), None)
+        first = next(iter(self.batches(list(data.columns), 1000)), None)
         if first is None:
             raise ValueError("Dask DataFrame: no rows.")
         self.schema = first.schema
@@ -206,8 +209,8 @@ class DaskRows(ArrowRows):
     def batches(self, columns: Sequence[str], n_rows: int) -> Iterator[Any]:
         for partition in self._frame[list(columns)].partitions:
             frame = partition.compute().rename(columns=str)
-            if len(frame):
-                yield from_pandas(frame)
+            for start in range(0, len(frame), n_rows):
+                yield from_pandas(frame.iloc[start : start + n_rows])
 
 
 def _delta(data: Any) -> ArrowRows:

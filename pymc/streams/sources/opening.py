@@ -19,7 +19,6 @@ What an object is, is told by what its class has: no library is imported to reco
 import os
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ import pandas as pd
 
 from pymc.streams.sources.arrow import (
     ArrowRows,
-    DatasetRows,
     IpcRows,
     PandasRows,
     ScannerRows,
@@ -36,8 +34,8 @@ from pymc.streams.sources.arrow import (
     batch_rows,
     table_of,
 )
-from pymc.streams.sources.files import FORMATS, import_parquet
-from pymc.streams.sources.lakes import refuse_lakes
+from pymc.streams.sources.dataset import DatasetRows, PathRows
+from pymc.streams.sources.files import import_parquet
 from pymc.streams.sources.libraries import KINDS
 
 
@@ -91,91 +89,6 @@ class BlockRows(ArrowRows):
             table = table_of(block, f"{self.name}, block {i}")
             if table.num_rows:
                 yield table
-
-
-def dataset_at(path: Any, file_format: str | None) -> Any:
-    """Open files of any format that pyarrow.dataset reads, with hive partitions as columns.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no file.
-    ValueError
-        If the columns of the files differ, or the format cannot be told. The message names the file.
-    """
-    import pyarrow as pa
-    import pyarrow.dataset as pads
-
-    from pyarrow.csv import ConvertOptions
-
-    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-    places = [Path(item).expanduser().absolute() for item in paths]
-    for place in places:
-        if not place.exists():
-            raise FileNotFoundError(f"no file or folder at {place}.")
-    if file_format is None:
-        file_format = _format_of(places)
-    # A text that is missing is no category.
-    as_format = (
-        pads.CsvFileFormat(convert_options=ConvertOptions(strings_can_be_null=True))
-        if file_format == "csv"
-        else file_format
-    )
-    where = str(places[0]) if len(places) == 1 else list(map(str, places))
-    try:
-        data = pads.dataset(where, format=as_format, partitioning="hive")
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: not readable as {file_format}: {error}") from error
-    if not data.files:
-        raise FileNotFoundError(f"no file in the folder {path}.")
-    refuse_lakes(data.files)
-    try:
-        fragments = list(data.get_fragments())
-        schemas = [fragment.physical_schema for fragment in fragments]
-        for fragment, schema in zip(fragments, schemas):
-            if set(schema.names) != set(schemas[0].names):
-                raise ValueError(
-                    f"{fragment.path}: the columns are {schema.names}, and those of "
-                    f"{fragments[0].path} are {schemas[0].names}. Read them apart, or give the "
-                    "schema: pyarrow.dataset.dataset(path, format=..., schema=...)."
-                )
-        # Integers in some files and floats in others become floats.
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: {error}") from error
-    for fragment in fragments:
-        twice = pads.get_partition_keys(fragment.partition_expression).keys() & set(schema.names)
-        if twice:
-            raise ValueError(
-                f"{fragment.path}: {sorted(twice)} are columns of the file and in the names of its "
-                "folders. Read the file alone, or pass pyarrow.dataset.dataset(path, format=...)."
-            )
-    partitions = [field for field in data.schema if field.name not in schema.names]
-    schema = pa.schema([*schema, *partitions])
-    return pads.dataset(where, format=as_format, partitioning="hive", schema=schema)
-
-
-def _format_of(places: list[Path]) -> str:
-    """Tell the format from the names of files."""
-    files = []
-    for place in places:
-        below = [file for file in place.rglob("*") if file.is_file()] if place.is_dir() else []
-        # pyarrow.dataset passes over the others as well.
-        files += [f for f in below if not any(p[0] in "._" for p in f.relative_to(place).parts)]
-        files += [] if place.is_dir() else [place]
-    if not files:
-        raise FileNotFoundError(f"no file in the folder {', '.join(map(str, places))}.")
-    # Of data.csv.gz the ending before counts.
-    endings = {
-        next((FORMATS[s] for s in reversed(f.suffixes) if s in FORMATS), None) for f in files
-    }
-    found = endings.pop() if len(endings) == 1 else None
-    if found is None:
-        raise ValueError(
-            f"{', '.join(map(str, places))}: the names of the files do not tell one format. Say it: "
-            'format="csv", or another one that pyarrow.dataset reads.'
-        )
-    return found
 
 
 def _has(data: Any, *names: str) -> bool:
@@ -239,7 +152,7 @@ def _rows_of(data: Any, file_format: str | None) -> ArrowRows:
     if isinstance(data, str | os.PathLike) or (
         is_list and all(isinstance(item, str | os.PathLike) for item in data)
     ):
-        return DatasetRows(dataset_at(data, file_format), str(data))
+        return PathRows(data, file_format)
     kind = _kind_of(data)
     if kind is not None:
         return kind(data)

@@ -121,6 +121,8 @@ class Store:
 
     def __init__(self, files: ArrowFiles | FsspecFiles):
         self.files = files
+        # Around these places there is no table with a log: asking takes requests.
+        self._plain: set[StoredPath] = set()
 
     def find(self, places: Sequence[StoredPath]) -> list[StoredPath]:
         """List the objects that paths stand for."""
@@ -130,6 +132,7 @@ class Store:
 
     def _expand(self, place: StoredPath) -> list[StoredPath]:
         folder, found = place, self.below(place)
+        self._refuse_lakes_around(place)
         if place in found:
             return found
         if found:
@@ -156,6 +159,20 @@ class Store:
                     "run any more, call it again with the same arguments."
                 )
         return files
+
+    def _refuse_lakes_around(self, place: StoredPath) -> None:
+        """Refuse what lies in a Delta or Iceberg table."""
+        if place in self._plain:
+            return
+        for n in range(1, len(place.parts)):
+            parent = StoredPath(self, "/".join(place.parts[:n]))
+            for log in ("_delta_log", "metadata"):
+                try:
+                    found = self.below(parent / log)
+                except PermissionError:  # credentials may be for the place alone
+                    continue
+                refuse_stored_lakes(map(str, found))
+        self._plain.add(place)
 
     def below(self, place: StoredPath) -> list[StoredPath]:
         """List an object, or all that are in a folder and in those below, in order."""

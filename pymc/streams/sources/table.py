@@ -23,7 +23,8 @@ import numpy as np
 from pymc.streams.blocks import n_rows_of
 from pymc.streams.encoding import Categories, Encoding
 from pymc.streams.position import checksum
-from pymc.streams.sources.arrow import DatasetRows, SeekableRows, batch_rows
+from pymc.streams.sources.arrow import SeekableRows, batch_rows
+from pymc.streams.sources.dataset import DatasetRows
 from pymc.streams.sources.files import stamp_of
 from pymc.streams.sources.opening import rows_of
 
@@ -102,7 +103,7 @@ class table_source:
         Delta or Iceberg table; while reading, if a column holds a null, a NaN or an infinite value.
         The message names rows and column.
     RuntimeError
-        While reading, if a file was removed or changed since construction.
+        While reading, if files were added, removed or changed since construction.
 
     Notes
     -----
@@ -277,6 +278,12 @@ class table_source:
         """
         import pyarrow as pa
 
+        other = set(self._rows.files) ^ set(self._rows.files_now())
+        if other:
+            raise RuntimeError(
+                f"{', '.join(sorted(other))}: added or removed since the source was made, so that its "
+                "rows are not the data any more. Make a new source (and a new model: N has changed)."
+            )
         if self._look_at_files() != self._stamps:
             raise RuntimeError(
                 f"{self._rows.name}: a file was removed or changed since the source was made, so that "

@@ -82,6 +82,26 @@ def test_an_iceberg_table_is_not_read_as_plain_files(tmp_path):
     for path in ("rows", "rows/data", "rows/data/*.parquet", ""):
         with pytest.raises(ValueError, match=r"rows is an Iceberg table.*to_arrow_batch_reader"):
             parquet_source(tmp_path / path)
+        if "*" not in path:
+            with pytest.raises(ValueError, match="rows is an Iceberg table"):
+                table_source(tmp_path / path)
+
+
+@pytest.mark.parametrize("log", ["_delta_log/0.json", "metadata/00001-8f.metadata.json"])
+def test_what_lies_in_a_stored_table_is_not_read_as_plain_files(log, tmp_path):
+    store = require("fsspec").filesystem("memory")
+    pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "0.parquet")
+    lake = f"/lake-{log[:2]}"
+    place = f"{lake}/rows"
+    for path in ("rows/data/month=3", "rows/data", "beside"):
+        store.put_file(str(tmp_path / "0.parquet"), f"{lake}/{path}/0.parquet")
+    source = parquet_source(f"memory:/{place}/data/month=3")
+    store.pipe_file(f"{place}/{log}", b"{}")
+    for path in ("", "/data", "/data/month=3", "/data/month=3/0.parquet", "/data/*.parquet"):
+        with pytest.raises(ValueError, match=r"rows is an? (Delta|Iceberg) table"):
+            parquet_source(f"memory:/{place}{path}")
+    assert parquet_source(f"memory:/{lake}/beside").n_rows == 2
+    assert sum(len(block["x"]) for block in source) == 2
 
 
 def test_a_folder_beside_a_lake_is_read(delta):

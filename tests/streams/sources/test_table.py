@@ -15,6 +15,7 @@ import doctest
 import gzip
 import os
 import pickle
+import shutil
 import sqlite3
 import sys
 
@@ -33,6 +34,7 @@ from pymc.streams.order.report import order_report
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.shuffle.disk import pre_shuffle
 from pymc.streams.sources import arrow, table
+from pymc.streams.sources.dataset import DatasetRows
 from pymc.streams.sources.opening import is_arrow_source
 from pymc.streams.sources.parquet import parquet_source
 from pymc.streams.sources.table import table_source
@@ -326,8 +328,61 @@ def test_a_file_that_changes_is_noticed(files):
     with pytest.raises(RuntimeError, match="changed since the source was made"):
         list(source)
     os.remove("rows.csv")
-    with pytest.raises(RuntimeError, match="removed or changed"):
+    with pytest.raises(RuntimeError, match="added or removed"):
         list(source)
+
+
+def test_a_file_that_is_added_is_noticed(files):
+    source = table_source("rows", columns=["x"])
+    assert sum(len(block["x"]) for block in source) == N
+    shutil.copy(next(Path("rows").glob("*.parquet")), "rows/more.parquet")
+    with pytest.raises(RuntimeError, match=r"more\.parquet: added or removed.*N has changed"):
+        list(source)
+    assert table_source("rows").n_rows > N
+    shutil.rmtree("rows")
+    with pytest.raises(RuntimeError, match="added or removed"):
+        list(source)
+
+
+@pytest.mark.parametrize("codes", [False, True])
+def test_a_parquet_dataset_gives_what_a_scan_gives(codes, tmp_path):
+    # The first file: a column that the other lacks, narrower types, strings as a dictionary, nulls.
+    first = {
+        "x": pa.array([1, 2, 3], pa.int32()),
+        "a.b": [1.0, 2.0, 3.0],
+        "s": pa.array(["u", "v", None]).dictionary_encode(),
+        "t": pa.array([1, 2, 3], pa.timestamp("ms")),
+    }
+    second = {"s": ["q", "q", "r"], "a.b": [1, 2, 3], "x": [5, 6, 3]}
+    names = ("key=a b%2Fc", first), ("key=z", second), ("key=__HIVE_DEFAULT_PARTITION__", first)
+    for folder, columns in names:
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / folder / "0.parquet", row_group_size=2)
+    key = pa.dictionary(pa.int32(), pa.string()) if codes else pa.string()
+    keys = pads.partitioning(
+        pa.schema([("key", key)]),
+        flavor="hive",
+        dictionaries={"key": pa.array(["z", "a b/c"])} if codes else None,
+    )
+    types = {"x": "int64", "a.b": "float64", "s": "string", "t": pa.timestamp("us"), "key": key}
+    data = pads.dataset(tmp_path, partitioning=keys, schema=pa.schema(types))
+    for filters in (
+        None,
+        pads.field("x") >= 3,
+        pads.field("key") == "z",
+        pads.field("t").is_valid(),
+    ):
+        for columns in (list(types), ["key"], ["a.b", "key", "s"]):
+            rows = DatasetRows(data)
+            rows.filters = filters
+            batches = [pa.table(batch) for batch in rows.batches(columns, 2)]
+            expected = data.to_table(columns=columns, filter=filters)
+            given = pa.concat_tables(batches) if batches else expected.slice(0, 0)
+            assert given.schema == expected.schema
+            assert given.to_pylist() == expected.to_pylist()
+            assert rows.count() == len(given)
+    filtered = DatasetRows(data.filter(pads.field("x") > 1))
+    assert sum(batch.num_rows for batch in filtered.batches(["x"], 2)) == 7
 
 
 def test_a_function_must_give_the_same_columns(files):
