@@ -82,7 +82,9 @@ class DatasetRows(ArrowRows):
         keeps: tuple[Filter, ...] = ()
         if self.filters is not None:
             keeps = (Filter(self.filters, self.schema),)
-        schema = schema_of(self.schema, dict.fromkeys([*columns, *(keeps and keeps[0].columns)]))
+        schema = schema_of(
+            self.schema, list(dict.fromkeys([*columns, *(keeps and keeps[0].columns)]))
+        )
         for fragment in fragments:
             if keeps and read is _parquet_batches:
                 fragment = fragment.subset(self.filters, schema=self.schema)
