@@ -15,6 +15,7 @@
 
 import copy
 
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -129,21 +130,27 @@ class Keys(Converter):
         """Return the same with these categories, in their order."""
         import pyarrow as pa
 
+        if isinstance(levels, str | bytes | Set):
+            raise TypeError(f"{what}: its categories must be in an order, got {levels!r}.")
         other = copy.copy(self)
         other.levels = self._array(levels, what)
         if other.levels.null_count or len(other.levels.unique()) < len(other.levels):
             raise ValueError(f"{what}: its categories hold a null, or a value twice.")
+        other._sort()
         if self._unknown is not None:
             rest = self._array([self._unknown], f"{what}, unknown={self._unknown!r}")
             if other._places(rest)[0] < 0:
                 other.levels = pa.concat_arrays([other.levels, rest])
+                other._sort()
         if len(other.levels) == 0:
             raise ValueError(f"{what}: it has no categories.")
-        if not other.has_few:
-            hashes = _hashes(other.levels)
-            other._order = np.argsort(hashes)
-            other._hashes = hashes[other._order]
         return other
+
+    def _sort(self) -> None:
+        if not self.has_few:
+            hashes = _hashes(self.levels)
+            self._order = np.argsort(hashes)
+            self._hashes = hashes[self._order]
 
     def complete(self, column: Any) -> np.ndarray | None:
         return super().complete(_with_nulls_outside(column))
@@ -158,10 +165,11 @@ class Keys(Converter):
 
     @property
     def identity(self) -> dict[str, Any]:
+        unknown = None if self._unknown is None else str(self._unknown)
         if len(self.levels) <= LEVELS_TOLD:
-            return {"levels": list(map(str, self.levels.to_pylist())), "unknown": self._unknown}
+            return {"levels": list(map(str, self.levels.to_pylist())), "unknown": unknown}
         parts = [np.frombuffer(part, "u1") for part in self.levels.buffers() if part is not None]
-        return {"n_levels": len(self.levels), "levels": checksum(parts), "unknown": self._unknown}
+        return {"n_levels": len(self.levels), "levels": checksum(parts), "unknown": unknown}
 
     def _converted(self, column: Any, what: str) -> np.ndarray:
         if not _is_dictionary(column.type):
@@ -194,11 +202,12 @@ class Keys(Converter):
         import pyarrow as pa
 
         try:
-            if isinstance(values, pa.Array):
-                if is_string(values.type) != is_string(self.type):  # which Arrow would parse
-                    raise TypeError(f"{values.type}, such as {values[0]}")
-                return values.cast(self.type)
-            return pa.array(list(values), type=self.type)
+            if not isinstance(values, pa.Array):
+                values = list(values)  # whose own type tells what a cast would change
+                values = pa.array(values) if values else pa.array([], self.type)
+            if is_string(values.type) != is_string(self.type):  # which Arrow would parse
+                raise TypeError(f"{values.type}, such as {values[0]}")
+            return values.cast(self.type)
         except (pa.ArrowException, TypeError, OverflowError) as error:
             raise TypeError(f"{what}: values that are no {self.type}: {error}") from error
 
@@ -289,6 +298,11 @@ class Lists(Encoder):
 
     def __call__(self, column: Any, what: str) -> Columns:
         check_no_nulls(column, what)
+        if getattr(column.type, "list_size", None) != len(self.dtypes):
+            raise TypeError(
+                f"{what}: values of type {column.type}, where the first ones were lists of "
+                f"{len(self.dtypes)} numbers each."
+            )
         values = arrow_to_numpy(column.flatten(), what).reshape(len(column), len(self.dtypes))
         return {name: self._checked(values[:, i], name, what) for i, name in enumerate(self.dtypes)}
 
@@ -341,7 +355,8 @@ def common_type(one: Any, other: Any) -> Any:
         return pa.from_numpy_dtype(np.result_type(*dtypes))
     if pt.is_fixed_size_list(one) and pt.is_fixed_size_list(other):
         of_both = common_type(one.value_type, other.value_type)
-        return of_both and one.list_size == other.list_size and pa.list_(of_both, one.list_size)
+        same_size = one.list_size == other.list_size
+        return pa.list_(of_both, one.list_size) if of_both and same_size else None
     if _is_dictionary(one) or _is_dictionary(other):
         values = [t.value_type if _is_dictionary(t) else t for t in (one, other)]
         of_both = common_type(*values)

@@ -127,6 +127,9 @@ class Encoding:
         if decimals not in ("exact", "round"):
             raise ValueError(f'decimals must be "exact" or "round", got {decimals!r}.')
         columns = schema.names if columns is None else list(columns)
+        strange = set(unknown) - set(columns) if isinstance(unknown, Mapping) else set()
+        if strange:
+            raise ValueError(f"unknown= names {sorted(strange)}, which are not among {columns}.")
         schema = joined_schema([(where, schema)], columns)
         encoders = []
         for name in columns:

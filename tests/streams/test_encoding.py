@@ -13,6 +13,7 @@
 #   limitations under the License.
 import datetime
 import decimal
+import json
 
 import numpy as np
 import pytest
@@ -287,3 +288,44 @@ def test_arguments_without_meaning_are_refused(arguments, error, match):
     schema = pa.schema([("key", pa.string()), ("x", pa.float64())])
     with pytest.raises(error, match=match):
         Encoding.of(schema, where="table", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("levels", "match"),
+    [
+        ("abc", "must be in an order"),
+        ({"a", "b"}, "must be in an order"),
+        ([1.5, 2.0], "no int64"),
+        (["1", "2"], "no int64"),
+    ],
+)
+def test_categories_that_would_change_are_refused(levels, match):
+    key = ["a"] if match.startswith("must") else [1]
+    with pytest.raises(TypeError, match=match):
+        encoding_of(pa.table({"key": key}), categories={"key": levels})
+
+
+def test_unknown_for_a_column_that_there_is_not():
+    with pytest.raises(ValueError, match=r"unknown= names \['keys'\]"):
+        encoding_of(pa.table({"key": ["a"]}), unknown={"keys": "other"})
+
+
+def test_a_category_for_unknown_values_beside_many(monkeypatch):
+    monkeypatch.setattr(encoders, "FEW_LEVELS", 2)
+    block = encoded(
+        pa.table({"key": ["c", "z", "a"]}), categories={"key": ["a", "b", "c"]}, unknown="other"
+    )
+    assert block["key"].tolist() == [2, 3, 0]
+
+
+def test_what_stands_for_unknown_values_is_plain_in_the_identity():
+    table = pa.table({"day": pa.array([datetime.date(2026, 1, 1)])})
+    arguments = {"categories": {"day": [datetime.date(2026, 1, 1)]}}
+    encoding = encoding_of(table, unknown=datetime.date(1970, 1, 1), **arguments)
+    json.dumps(encoding.identity)
+
+
+def test_lists_of_another_length_in_a_later_table_are_refused():
+    encoding = encoding_of(pa.table({"v": pa.array([[1.0, 2.0]], pa.list_(pa.float64(), 2))}))
+    with pytest.raises(TypeError, match="lists of 2 numbers each"):
+        encoding(pa.table({"v": pa.array([[1.0], [2.0, 3.0, 4.0]])}), "later")

@@ -47,7 +47,9 @@ def is_uploaded(place: StoredPath) -> bool:
     if place / INCOMPLETE not in found:
         return bool(found)
     for file in found:
-        if not re.fullmatch(rf"part-\d+\.parquet|{MANIFEST}|{INCOMPLETE}", file.name):
+        if file != place / file.name or not re.fullmatch(
+            rf"part-\d+\.parquet|{MANIFEST}|{INCOMPLETE}", file.name
+        ):
             raise FileExistsError(f"{file}: pre_shuffle did not write it. Remove {place}.")
     return False
 

@@ -188,10 +188,17 @@ class PathRows(DatasetRows):
     def _dataset_of(self, schema: Any = None) -> Any:
         import pyarrow.dataset as pads
 
-        return pads.dataset(self._where, format=self._format, partitioning="hive", schema=schema)
+        from pyarrow.csv import ConvertOptions
+
+        file_format: Any = self._format
+        if file_format == "csv":  # a text that is missing is no category
+            convert = ConvertOptions(strings_can_be_null=True)
+            file_format = pads.CsvFileFormat(convert_options=convert)
+        return pads.dataset(self._where, format=file_format, partitioning="hive", schema=schema)
 
     def _open(self, path: Any) -> Any:
         import pyarrow as pa
+        import pyarrow.dataset as pads
 
         try:
             data = self._dataset_of()
@@ -211,6 +218,14 @@ class PathRows(DatasetRows):
             schema = pa.unify_schemas(schemas, promote_options="permissive")
         except pa.ArrowException as error:
             raise ValueError(f"{path}: {error}") from error
+        for fragment in fragments:
+            named = pads.get_partition_keys(fragment.partition_expression)
+            twice = sorted(set(named) & set(schema.names))
+            if twice:
+                raise ValueError(
+                    f"{fragment.path}: {twice} are columns of the file and in the names of its "
+                    "folders. Read it as pyarrow.dataset.dataset(path, format=...), without them."
+                )
         partitions = [field for field in data.schema if field.name not in schema.names]
         return self._dataset_of(pa.schema([*schema, *partitions]))
 

@@ -56,11 +56,19 @@ def hive_columns(paths: list[Any], files: list[Any]) -> dict[str, Any]:
             )
     columns = {}
     for name in pairs[0]:
-        values = [None if found[name] == NULL else unquote(found[name]) for found in pairs]
-        integers = all(value is None or re.fullmatch(r"-?\d{1,18}", value) for value in values)
+        values = [None if found[name] == NULL else _text(found[name]) for found in pairs]
+        integers = all(value is None or re.fullmatch(r"-?[0-9]{1,18}", value) for value in values)
         column = pa.array(values, pa.string())
         columns[name] = column.cast(pa.int64()) if integers else column
     return columns
+
+
+def labels(files: list[Any], columns: dict[str, Any]) -> list[str]:
+    """Name files with the values that the names of their folders give to columns."""
+    return [
+        "/".join([*(f"{name}={values[i]}" for name, values in columns.items()), file.name])
+        for i, file in enumerate(files)
+    ]
 
 
 def constant(values: Any, i: int, n_rows: int) -> Any:
@@ -71,6 +79,10 @@ def constant(values: Any, i: int, n_rows: int) -> Any:
         places = pa.repeat(pa.scalar(0, pa.int32()), n_rows)
         return pa.DictionaryArray.from_arrays(places, values.slice(i, 1))
     return pa.repeat(values[i], n_rows)
+
+
+def _text(part: str) -> str:
+    return unquote(part, errors="strict")
 
 
 def _pure(path: Any) -> PurePath:
@@ -91,5 +103,5 @@ def _pairs(file: PurePath, roots: list[PurePath]) -> dict[str, str]:
         if file.is_relative_to(root):
             folders = file.relative_to(root).parts[:-1]
             pairs = (folder.partition("=") for folder in folders)
-            return {unquote(name): value for name, equals, value in pairs if equals and name}
+            return {_text(name): value for name, equals, value in pairs if equals and name}
     return {}

@@ -21,6 +21,16 @@ from typing import Any
 from pymc.streams.sources.arrow import ArrowRows, SeekableRows, from_pandas, schema_of
 from pymc.streams.sources.dataset import DatasetRows
 
+# What a DuckDB connection does not share with its cursors.
+CONNECTION_STATE = """
+SELECT
+    current_database(), current_schema(),
+    (SELECT string_agg(concat(name, '=', value), ';' ORDER BY name) FROM duckdb_settings()),
+    (SELECT string_agg(concat(name, '=', value), ';' ORDER BY name) FROM duckdb_variables()),
+    (SELECT string_agg(table_name, ';' ORDER BY table_name) FROM duckdb_tables() WHERE temporary),
+    (SELECT string_agg(view_name, ';' ORDER BY view_name) FROM duckdb_views() WHERE temporary)
+"""
+
 
 class PolarsRows(SeekableRows):
     """A polars DataFrame, which is converted slice by slice: as a whole it would be copied."""
@@ -73,6 +83,7 @@ class DuckDBRows(ArrowRows):
 
     def __init__(self, data: Any):
         self._relation = data
+        self._check_connection()
         self.schema = self._query("SELECT * FROM ({}) LIMIT 0").to_arrow_table().schema
 
     def count(self) -> int:
@@ -82,17 +93,37 @@ class DuckDBRows(ArrowRows):
         names = ", ".join('"' + name.replace('"', '""') + '"' for name in columns)
         return iter(self._query(f"SELECT {names} FROM ({{}})").to_arrow_reader(n_rows))
 
+    def _check_connection(self) -> None:
+        """Refuse what a connection has by itself, so that a query means other rows on a cursor."""
+        try:
+            own, cursor = self._relation._con, self._relation._con.cursor()
+            states = [
+                connection.execute(CONNECTION_STATE).fetchall() for connection in (own, cursor)
+            ]
+            # Outside of a transaction, each query has an id of its own.
+            ids = [own.execute("SELECT txid_current()").fetchall() for _ in range(2)]
+        except Exception as error:
+            raise self._refusal(str(error)) from error
+        if states[0] != states[1] or ids[0] == ids[1]:
+            raise self._refusal(
+                "its connection has settings, variables, temporary tables or a transaction of its own"
+            )
+
     def _query(self, query: str) -> Any:
         try:
             # There is no public way from a relation to its connection.
             cursor = self._relation._con.cursor()
             return cursor.sql(query.replace("{}", self._relation.sql_query()))
         except Exception as error:
-            raise TypeError(
-                f"this DuckDB relation cannot be read by a connection of its own: {error}. Open one in "
-                'a function: table_source(lambda: duckdb.connect("file.db", read_only=True).sql('
-                '"SELECT ...").to_arrow_reader()).'
-            ) from error
+            raise self._refusal(str(error)) from error
+
+    @staticmethod
+    def _refusal(reason: str) -> TypeError:
+        return TypeError(
+            f"this DuckDB relation cannot be read by a connection of its own: {reason}. Open one in a "
+            'function: table_source(lambda: duckdb.connect("file.db", read_only=True).sql('
+            '"SELECT ...").to_arrow_reader()).'
+        )
 
 
 class HuggingFaceRows(SeekableRows):

@@ -48,11 +48,14 @@ class BlockRows(ArrowRows):
     def __init__(self, data: Any):
         self.name = "function" if not hasattr(data, "__iter__") else type(data).__name__
         self._data = data
-        self._columns: list[str] | None = None
+        self._opened: Any = None
         first = next(iter(self._tables()), None)
         if first is None:
             raise ValueError(f"{self.name}: no rows.")
         self.schema = first.schema
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
 
     def batches(self, columns: Sequence[str], n_rows: int) -> Iterator[Any]:
         for i, table in enumerate(self._tables()):
@@ -67,6 +70,13 @@ class BlockRows(ArrowRows):
         import pyarrow as pa
 
         opened = self._data if hasattr(self._data, "__iter__") else self._data()
+        if hasattr(opened, "__next__"):
+            if opened is self._opened:
+                raise TypeError(
+                    f"{self.name}: it returned the same iterator twice, from which rows are gone by "
+                    "then. It must make a fresh one each time that it is called."
+                )
+            self._opened = opened
         if is_arrow_source(opened) or isinstance(opened, Mapping | pd.DataFrame):
             yield from map(pa.table, tables_in(opened))
             return
@@ -130,6 +140,8 @@ def rows_of(data: Any, file_format: str | None = None) -> ArrowRows:
     import_parquet("table_source")
     rows = _rows_of(data, file_format)
     names = rows.schema.names
+    if not names:
+        raise ValueError(f"{rows.name}: no columns.")
     if len(set(names)) < len(names):
         raise ValueError(f"{rows.name}: the columns are {names}, and should be named each once.")
     return rows

@@ -294,7 +294,7 @@ class parquet_source:
     @property
     def stream_identity(self) -> dict[str, Any]:
         """What tells a stream of this source from another one, as plain values."""
-        names = "\n".join(file.name for file in self.files).encode()
+        names = "\n".join(self._groups.labels).encode()
         sizes = [size for size, _ in self._groups.stamps]
         return {
             "n_files": len(self.files),
@@ -344,7 +344,9 @@ class parquet_source:
     def identity(self) -> dict[str, Any]:
         """What tells whether the rows are still those of an earlier time."""
         return {
-            "files": [[file.name, *stamp] for file, stamp in zip(self.files, self._groups.stamps)],
+            "files": [
+                [name, *stamp] for name, stamp in zip(self._groups.labels, self._groups.stamps)
+            ],
             "columns": list(self.columns),
             "missing": self._missing,
             **self._meaning,

@@ -25,7 +25,7 @@ import numpy as np
 from pymc.streams.encoding import joined_schema
 from pymc.streams.sources.files import Piece, footer_of, import_parquet
 from pymc.streams.sources.filters import Keep, kept_rows
-from pymc.streams.sources.hive import constant, hive_columns
+from pymc.streams.sources.hive import constant, hive_columns, labels
 from pymc.streams.sources.stores import Store, files_at
 
 # Bytes of a column that are read at a time.
@@ -75,6 +75,7 @@ class RowGroups:
         self.files = tuple(self.storage.find(self.paths))
         self.stamps = self.storage.stamps(self.files)
         self.hive = hive_columns(self.paths, list(self.files))
+        self.labels = labels(list(self.files), self.hive)
         self.keeps: tuple[Keep, ...] = ()
         # Rows that are left in each slice of each row group, those of slices without any left out.
         self._counts: list[list[int]] = []

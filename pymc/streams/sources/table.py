@@ -243,7 +243,8 @@ class table_source:
     def _rows_identity(self) -> Any:
         """Tell files by their names and sizes, other rows by some of them; None where neither goes."""
         if self._rows.files:
-            names = [Path(file).name for file in self._rows.files]
+            parts = [Path(file).parts for file in self._rows.files]
+            names = ["/".join([*(p for p in some[:-1] if "=" in p), some[-1]]) for some in parts]
             return checksum([np.frombuffer(f"{names}{self._sizes}".encode(), "u1")])
         if not isinstance(self._rows, SeekableRows):
             return None

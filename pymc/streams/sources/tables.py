@@ -30,7 +30,7 @@ from pandas.util import hash_array
 from pymc.streams.blocks import Blocks, is_arrow, raw_blocks
 from pymc.streams.sources.decoding import READ_ROWS
 from pymc.streams.sources.files import Disk, Piece, Stamp, footer_of, import_parquet
-from pymc.streams.sources.hive import constant, hive_columns
+from pymc.streams.sources.hive import constant, hive_columns, labels
 from pymc.streams.sources.opening import is_arrow_source, rows_of, tables_in
 from pymc.streams.sources.parquet import parquet_source
 from pymc.streams.sources.stores import files_at
@@ -89,11 +89,10 @@ class FileTables:
         self.storage, self.paths = storage, paths
         self.files = storage.find(paths)
         self.stamps = storage.stamps(self.files)
-        self.identity = {
-            "files": [[file.name, *stamp] for file, stamp in zip(self.files, self.stamps)]
-        }
-        self.n_rows = 0
         hive = hive_columns(paths, self.files)
+        names = labels(self.files, hive)
+        self.identity = {"files": [[name, *stamp] for name, stamp in zip(names, self.stamps)]}
+        self.n_rows = 0
         schemas: list[Any] = []
         footers = storage.footers(self.files, self.stamps)
         for file in self.files:

@@ -24,6 +24,8 @@ from pymc.streams.blocks import Blocks
 from pymc.streams.shuffle.buffer import shuffle_buffer
 from pymc.streams.sources import decoding
 from pymc.streams.sources.parquet import parquet_source
+from pymc.streams.sources.stores import files_at
+from pymc.streams.sources.tables import FileTables
 from pymc.variational.streaming import StreamingDataset
 
 pa = pytest.importorskip("pyarrow")
@@ -277,6 +279,16 @@ def test_names_of_folders_are_columns(hive):
     assert all_of(source, "region") == [*[0] * 4, *[1] * 4] * 2
     source = parquet_source(hive / "year=*" / "*" / "*.parquet", columns=["year"])
     assert all_of(source, "year") == np.repeat([2024, 2025], 12).tolist()
+
+
+def test_the_names_of_folders_belong_to_the_identity(hive):
+    before, of_tables = parquet_source(hive), FileTables(*files_at(hive)).identity
+    (hive / "year=2024").rename(hive / "year=2023")
+    after = parquet_source(hive)
+    assert after.columns == before.columns
+    assert after.identity != before.identity
+    assert after.stream_identity != before.stream_identity
+    assert FileTables(*files_at(hive)).identity != of_tables
 
 
 def test_filters_on_names_of_folders_read_no_column(hive, monkeypatch):

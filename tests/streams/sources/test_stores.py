@@ -606,6 +606,10 @@ def test_a_shuffle_does_not_touch_what_is_not_its_own(events, server, staged, fo
     events.put("events/notes.txt")
     with pytest.raises(FileExistsError, match=r"notes\.txt: pre_shuffle did not write it"):
         shuffled_from(events, folder, "events")
+    events.put("others/_incomplete")
+    events.put("others/mine/part-0.parquet")
+    with pytest.raises(FileExistsError, match=r"mine/part-0.*: pre_shuffle did not write it"):
+        shuffled_from(events, folder, "others")
     with pytest.raises(ValueError, match="storage_options= is for URLs"):
         pre_shuffle(folder, folder / "out", storage_options={})
 

@@ -250,6 +250,47 @@ def test_a_duckdb_relation_is_read_twice_at_once(files):
         table_source(connection.table("own"))
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        "CREATE TEMP TABLE t AS SELECT 9 AS x",
+        "SET VARIABLE low = 5",
+        "SET TimeZone = 'America/New_York'",
+        "BEGIN",
+    ],
+)
+def test_a_duckdb_connection_with_a_state_of_its_own_is_refused(own):
+    """On a cursor the same query would give other rows."""
+    connection = require("duckdb").connect()
+    connection.execute("CREATE TABLE t AS SELECT range AS x FROM range(10)")
+    assert table_source(connection.sql("SELECT * FROM t")).n_rows == 10
+    connection.execute(own)
+    with pytest.raises(TypeError, match=r"(?s)of its own: .*table_source\(lambda"):
+        table_source(connection.sql("SELECT * FROM t"))
+
+
+def test_a_function_that_returns_one_iterator_is_refused():
+    tables = (pa.table({"x": [i]}) for i in range(4))
+    source = table_source(lambda: tables)
+    with pytest.raises(TypeError, match="the same iterator twice"):
+        list(source)
+
+
+def test_a_text_that_is_missing_in_a_csv_file_is_no_category(tmp_path):
+    (tmp_path / "a.csv").write_text("key,x\nm,1\n,2\nn,3\n")
+    source = table_source(tmp_path / "a.csv", missing="drop")
+    assert (source.n_rows, source.n_dropped) == (2, 1)
+    assert source.categories["key"].tolist() == ["m", "n"]
+
+
+def test_a_column_in_files_and_in_names_of_folders_is_refused(tmp_path):
+    for month in (1, 2):
+        (tmp_path / f"month={month}").mkdir()
+        (tmp_path / f"month={month}" / "a.csv").write_text(f"x,month\n1,{90 + month}\n")
+    with pytest.raises(ValueError, match=r"month"):
+        table_source(tmp_path)
+
+
 def test_categories_that_are_given(files):
     with pytest.raises(ValueError, match="'c' is not among its 2 categories"):
         list(table_source(frame(), categories={"key": ["a", "b"]}))
