@@ -384,6 +384,16 @@ class Blocks:
         # The epoch that was opened for a look at its first block: it may be the only one.
         self._opened: Iterator[Block] | None = None
 
+    @property
+    def categories(self) -> dict[str, np.ndarray]:
+        """The categories of each column of codes."""
+        return self.encoding.categories if self.encoding else {}
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of each column of times."""
+        return self.encoding.units if self.encoding else {}
+
     def epoch(self, number: int, start: int = 0) -> Iterator[Block]:
         """Open an epoch, at row ``start`` where the source is seekable.
 

@@ -274,12 +274,12 @@ class _Part:
     @property
     def categories(self) -> dict[str, np.ndarray]:
         """The categories of each column of codes."""
-        return self.encoding.categories if self.encoding else {}
+        return self._blocks.categories
 
     @property
     def units(self) -> dict[str, str]:
         """The unit of each column of times."""
-        return self.encoding.units if self.encoding else {}
+        return self._blocks.units
 
     @property
     def stream_identity(self) -> dict[str, Any]:
@@ -298,9 +298,9 @@ class _Part:
         if not isinstance(block, dict) or by not in block:
             names = list(block) if isinstance(block, dict) else "columns without names"
             raise ValueError(f"no column {by!r} to split by: the source has {names}.")
-        encoding = self._blocks.encoding
-        if encoding and by in encoding.categories:  # by what the codes stand for
-            return self._keep.of_keys(keys_of(encoding.categories[by], by)[block[by]])
+        levels = self._blocks.categories.get(by)
+        if levels is not None:  # by what the codes stand for
+            return self._keep.of_keys(keys_of(levels, by)[block[by]])
         return self._keep.of_keys(keys_of(block[by], by))
 
     def _counts(self) -> Iterator[tuple[int, int]]:

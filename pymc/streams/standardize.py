@@ -146,12 +146,12 @@ class standardize:
     @property
     def categories(self) -> dict[str, np.ndarray]:
         """The categories of each column of codes."""
-        return self.encoding.categories if self.encoding else {}
+        return self._blocks.categories
 
     @property
     def units(self) -> dict[str, str]:
         """The unit of each column of times: of its mean and sd, where it is standardised."""
-        return self.encoding.units if self.encoding else {}
+        return self._blocks.units
 
     @property
     def stream_identity(self) -> dict[str, Any]:

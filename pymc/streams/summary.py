@@ -244,8 +244,7 @@ class _Columns:
         self._blocks, self._sample_rows, self._seed = blocks, sample_rows, seed
         self._form = BlockFormat.of(blocks.first())
         names = self._form.column_names(blocks.columns)
-        encoding = blocks.encoding
-        levels, self._units = (encoding.categories, encoding.units) if encoding else ({}, {})
+        levels, self._units = blocks.categories, blocks.units
         self._levels = {name: levels[name] for name in names if name in levels}
         # Numbers first, then codes.
         self._names = [name for name in names if name not in self._levels]

@@ -366,13 +366,11 @@ class StreamingDataset:
 
     @property
     def categories(self) -> dict[str, np.ndarray]:
-        encoding = self._reader.batches.blocks.encoding
-        return {} if encoding is None else encoding.categories
+        return self._reader.batches.blocks.categories
 
     @property
     def units(self) -> dict[str, str]:
-        encoding = self._reader.batches.blocks.encoding
-        return {} if encoding is None else encoding.units
+        return self._reader.batches.blocks.units
 
     @property
     def epoch(self) -> int:

@@ -196,12 +196,12 @@ class shuffle_buffer:
     @property
     def categories(self) -> dict[str, np.ndarray]:
         """The categories of each column of codes."""
-        return self.encoding.categories if self.encoding else {}
+        return self._blocks.categories
 
     @property
     def units(self) -> dict[str, str]:
         """The unit of each column of times."""
-        return self.encoding.units if self.encoding else {}
+        return self._blocks.units
 
     @property
     def gives_checked_blocks(self) -> bool:

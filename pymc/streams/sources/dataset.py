@@ -28,6 +28,7 @@ from pymc.streams.sources.arrow import ArrowRows, schema_of
 from pymc.streams.sources.files import FORMATS, is_seen
 from pymc.streams.sources.filters import Filter, kept_rows
 from pymc.streams.sources.lakes import refuse_lakes
+from pymc.streams.sources.stores import is_url
 
 # Bytes of a column of a Parquet file that are read at a time.
 BUFFER_BYTES = 65_536
@@ -165,6 +166,12 @@ class PathRows(DatasetRows):
 
     def __init__(self, path: Any, file_format: str | None):
         paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+        if is_url(paths):
+            raise ValueError(
+                f"{paths[0]}: table_source reads files on disk. For others, pass what pyarrow opens: "
+                f"table_source(pyarrow.dataset.dataset({paths[0]!r}, format=...)); Parquet files are "
+                f"read by parquet_source({paths[0]!r})."
+            )
         places = [Path(item).expanduser().absolute() for item in paths]
         for place in places:
             if not place.exists():

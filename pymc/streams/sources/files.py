@@ -107,6 +107,19 @@ class Disk:
         return (place / MANIFEST).is_file()
 
 
+def read_footers(storage: Any, files: Sequence[Any], stamps: Sequence[Stamp]) -> Iterator[Any]:
+    """Give the footers of files on disk or in a store in order, or name the one that has none."""
+    footers = storage.footers(files, stamps)
+    for file in files:
+        try:
+            footer = next(footers)
+        except (ConnectionError, FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:
+            raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
+        yield footer
+
+
 def import_parquet(who: str) -> Any:
     """Import pyarrow where it is used: PyMC does not depend on it."""
     try:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pymc.streams.encoding import joined_schema
-from pymc.streams.sources.files import Piece, footer_of, import_parquet
+from pymc.streams.sources.files import Piece, footer_of, import_parquet, read_footers
 from pymc.streams.sources.filters import Keep, kept_rows
 from pymc.streams.sources.hive import constant, hive_columns, labels
 from pymc.streams.sources.stores import Store, files_at
@@ -83,14 +83,8 @@ class RowGroups:
         all_columns = columns is None
         # The files with other columns than the one before.
         self.schemas: list[tuple[Any, Any]] = []
-        footers = self.storage.footers(self.files, self.stamps)
-        for i, file in enumerate(self.files):
-            try:
-                metadata = next(footers)
-            except (ConnectionError, FileNotFoundError, PermissionError):
-                raise
-            except Exception as error:
-                raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
+        footers = read_footers(self.storage, self.files, self.stamps)
+        for i, (file, metadata) in enumerate(zip(self.files, footers)):
             schema = metadata.schema.to_arrow_schema()
             if i == 0:  # a column that files have as well is read from these
                 self.hive = {n: v for n, v in self.hive.items() if n not in schema.names}

@@ -252,6 +252,10 @@ class Store:
                 raise FileNotFoundError(f"{what}: not there (any more): {error}") from error
             except Exception as error:
                 failed = error
+            if isinstance(failed, TypeError | ValueError):
+                raise ValueError(
+                    f"{what}: {failed}. Check storage_options= or filesystem=: the store was not asked."
+                ) from failed
             if _is_final(failed):
                 raise PermissionError(
                     f"{what}: the store refused: {failed}. Check the name, and what the "

@@ -29,7 +29,14 @@ from pandas.util import hash_array
 
 from pymc.streams.blocks import Blocks, is_arrow, raw_blocks
 from pymc.streams.sources.decoding import READ_ROWS
-from pymc.streams.sources.files import Disk, Piece, Stamp, footer_of, import_parquet
+from pymc.streams.sources.files import (
+    Disk,
+    Piece,
+    Stamp,
+    footer_of,
+    import_parquet,
+    read_footers,
+)
 from pymc.streams.sources.hive import constant, hive_columns, labels
 from pymc.streams.sources.opening import is_arrow_source, rows_of, tables_in
 from pymc.streams.sources.parquet import parquet_source
@@ -94,14 +101,8 @@ class FileTables:
         self.identity = {"files": [[name, *stamp] for name, stamp in zip(names, self.stamps)]}
         self.n_rows = 0
         schemas: list[Any] = []
-        footers = storage.footers(self.files, self.stamps)
-        for file in self.files:
-            try:
-                metadata = next(footers)
-            except (ConnectionError, FileNotFoundError, PermissionError):
-                raise
-            except Exception as error:
-                raise ValueError(f"{file}: not a readable Parquet file: {error}") from error
+        footers = read_footers(storage, self.files, self.stamps)
+        for file, metadata in zip(self.files, footers):
             self.n_rows += metadata.num_rows
             schema = metadata.schema.to_arrow_schema()
             if not schemas:  # a column that files have as well is read from these

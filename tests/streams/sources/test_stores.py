@@ -666,3 +666,9 @@ def test_the_files_of_a_table_with_a_log_are_refused(events, log, match):
     events.put(f"events/{log}")
     with pytest.raises(ValueError, match=match):
         events.source("events")
+
+
+def test_an_option_that_the_file_system_does_not_take():
+    require("s3fs")
+    with pytest.raises(ValueError, match=r"s3://events/rows.*Check storage_options= .*not asked"):
+        parquet_source("s3://events/rows", storage_options={"endpoint": "http://localhost"})

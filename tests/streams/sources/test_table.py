@@ -269,6 +269,13 @@ def test_a_duckdb_connection_with_a_state_of_its_own_is_refused(own):
         table_source(connection.sql("SELECT * FROM t"))
 
 
+def test_a_url_is_refused_with_what_reads_it():
+    with pytest.raises(
+        ValueError, match=r"table_source\(pyarrow.dataset.dataset\('s3://rows/a.csv'"
+    ):
+        table_source("s3://rows/a.csv")
+
+
 def test_a_function_that_returns_one_iterator_is_refused():
     tables = (pa.table({"x": [i]}) for i in range(4))
     source = table_source(lambda: tables)
