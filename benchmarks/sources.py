@@ -87,11 +87,18 @@ def make(folder: Path) -> None:
         h5.file.close()
 
 
-def _ray() -> Any:
+def _ray(block_bytes: int | None = None) -> Any:
     import ray
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    if block_bytes:
+        ray.data.DataContext.get_current().target_max_block_size = block_bytes
     return ray.data.read_parquet("rows")
+
+
+def _polars(prefetch: str) -> Any:
+    os.environ["POLARS_ROW_GROUP_PREFETCH_SIZE"] = prefetch
+    return _imported("polars").scan_parquet("rows/*.parquet")
 
 
 def _imported(name: str) -> Any:
@@ -125,6 +132,21 @@ KINDS: dict[str, Callable[[], Any]] = {
     "memmap": lambda: np.load("rows.npy", mmap_mode="r"),
     "h5py": lambda: _imported("h5py").File("rows.h5")["x"],
     "zarr": lambda: _imported("zarr").open_array("rows.zarr"),
+    # The same with what their libraries have for it.
+    "LazyFrame, 1 row group ahead": lambda: _polars("1"),
+    "Scanner, small reads": lambda: pads.dataset("rows").scanner(
+        batch_size=ALONE_ROWS,
+        batch_readahead=0,
+        fragment_readahead=0,
+        use_threads=False,
+        fragment_scan_options=pads.ParquetFragmentScanOptions(
+            pre_buffer=False, use_buffered_stream=True
+        ),
+    ),
+    "DuckDB, 1 thread": lambda: (
+        _imported("duckdb").connect(config={"threads": 1}).sql("SELECT * FROM 'rows/*.parquet'")
+    ),
+    "Ray, blocks of 16 MB": lambda: _ray(2**24),
 }
 
 
@@ -140,6 +162,7 @@ ALONE: dict[str, Callable[[Any], Iterable[Any]]] = {
         batch_size=ALONE_ROWS, batch_format="pyarrow", prefetch_batches=0
     ),
     "Dask DataFrame": lambda data: (partition.compute() for partition in data.partitions),
+    "zarr": lambda data: (data[i : i + GROUP_ROWS] for i in range(0, data.shape[0], GROUP_ROWS)),
 }
 
 

@@ -17,7 +17,6 @@ import re
 import sqlite3
 
 from pathlib import Path
-from textwrap import dedent
 
 import numpy as np
 import pandas as pd
@@ -110,8 +109,3 @@ def test_each_line_of_the_table_streams(line, n_known, seekable, rows):
     assert ds._reader.batches.blocks.seekable == (seekable == "yes")
     batches = np.concatenate([batch.reshape(100, -1)[:, 0] for batch in ds])
     np.testing.assert_array_equal(np.sort(batches), rows["x"])
-
-
-def test_the_code_of_the_page_runs():
-    [block] = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", GUIDE.read_text())
-    exec(compile(dedent(block), str(GUIDE), "exec"), {})

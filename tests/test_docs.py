@@ -67,6 +67,7 @@ def code_of(path):
     "path",
     [
         "README.md",
+        "docs/source/guides/data.rst",
         "docs/source/guides/evaluate.rst",
         "docs/source/guides/methods.rst",
         "docs/source/guides/posterior.rst",

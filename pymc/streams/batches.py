@@ -31,6 +31,7 @@ from pymc.streams.blocks import (
     check_finite,
     n_rows_of,
     parts_of,
+    put_back,
     to_block,
 )
 from pymc.streams.recoding import Recoding, check_numbers
@@ -191,7 +192,7 @@ class Batches:
         )
         self._at_once = max(1, BYTES_AT_ONCE // (batch_size * self.row_bytes))
         # The epoch that the first block opened goes on with the first batch that is read.
-        self._opened: Iterator[Block] | None = chain([first], epoch)
+        self._opened: Iterator[Block] | None = put_back(first, epoch)
 
     def read(self, epoch: int = 0, row: int = 0) -> Generator[list[Read], None, None]:
         """Read batches from a position on, some at a time.

@@ -21,10 +21,9 @@ import math
 import operator
 import re
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -457,7 +456,7 @@ class Blocks:
         if first is None:
             raise ValueError("the source has no rows.")
         if not self.seekable:
-            self._opened = chain([first], epoch)
+            self._opened = put_back(first, epoch)
         return first
 
     def with_seeds_of(self, identity: dict[str, Any]) -> "Blocks":
@@ -585,6 +584,13 @@ def _of_its_own(source: Any, name: str) -> Any:
     What a subclass or a wrapper of one of our sources gives is its own, and is checked.
     """
     return getattr(source, name) if name in vars(type(source)) else None
+
+
+def put_back[T](first: T, rest: Iterable[T]) -> Generator[T, None, None]:
+    """Give what was looked at once more, and then the rest: ``chain`` would hold it to the end."""
+    yield first
+    del first
+    yield from rest
 
 
 def is_array(source: Any) -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 from rich.progress import Progress
 
 from pymc.streams.batches import Batches, Read
+from pymc.streams.blocks import put_back
 from pymc.streams.position import checksum, differences
 from pymc.streams.prefetch import Prefetch
 
@@ -77,7 +78,7 @@ class Reader:
         reads = self._open()
         some = next(reads)
         if not self.batches.blocks.seekable:
-            self._reads = self._ahead_of(_chained(some, reads))
+            self._reads = self._ahead_of(put_back(some, reads))
         return some[0]
 
     def wait(self) -> None:
@@ -275,10 +276,3 @@ class Reader:
 def _one_by_one(reads: Generator[list[Read], None, None]) -> Generator[Read, None, None]:
     for some in reads:
         yield from some
-
-
-def _chained(
-    some: list[Read], reads: Generator[list[Read], None, None]
-) -> Generator[list[Read], None, None]:
-    yield some
-    yield from reads
