@@ -11,6 +11,8 @@
 #   WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 #   See the License for the specific language governing permissions and
 #   limitations under the License.
+import weakref
+
 from itertools import chain
 
 import numpy as np
@@ -70,6 +72,23 @@ def test_batches_may_be_kept():
     reader = flat(make(np.arange(6), 2))
     kept = [next(reader)[0] for _ in range(3)]
     np.testing.assert_array_equal(kept, [[0, 1], [2, 3], [4, 5]])
+
+
+def test_the_first_block_is_let_go_of_once_it_was_used():
+    """It may be a view on much that its library holds."""
+    alive = []
+
+    def blocks():
+        for i in range(4):
+            block = np.full(10, i)
+            alive.append(weakref.ref(block))
+            yield block
+            del block
+
+    reader = flat(make(blocks, 10))
+    for _ in range(3):
+        next(reader)
+    assert alive[0]() is None
 
 
 def test_a_block_that_the_source_overwrites():
