@@ -23,7 +23,7 @@ demo: .venv/.demo
 	$(BIN)/python -m examples.order_book demo $(ARGS)
 
 test: .venv/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 slow: .venv/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)

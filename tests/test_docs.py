@@ -86,6 +86,7 @@ def test_code_runs_as_it_stands(path, events):
     np.testing.assert_allclose(means[0], [0, 1, -0.5, 0.25], atol=0.15)
 
 
+@pytest.mark.slow
 def test_code_of_the_design_runs_as_it_stands(events):
     """The contract: the long form, with the callback, on files that hold just the four columns."""
     import pymc as pm

@@ -140,7 +140,8 @@ def _array(values: Any, what: str, numeric: bool = True, whole: bool = False) ->
         raise TypeError(
             f"{what}: not numeric ({type(values).__name__}, dtype {array.dtype}). A block is an "
             "array (rows, ...), a mapping from column name to array (rows,), an Arrow table or "
-            "record batch, a pandas DataFrame, or a tuple of arrays, of numbers or booleans."
+            "record batch, a pandas DataFrame, or a tuple of arrays, of numbers or booleans; "
+            "table_source(lambda: ...) makes numbers of the keys and times in tables."
         )
     if array.ndim == 0:
         raise ValueError(f"{what}: a single number. A block needs a leading dimension of rows.")

@@ -82,6 +82,11 @@ class Encoding:
         self.as_dictionaries = tuple(k.name for k in keys if is_string(k.type) and k.has_few)
         self.units = {e.name: e.unit for e in self._encoders.values() if isinstance(e, Times)}
 
+    def __str__(self) -> str:
+        kinds = {name: f" ({len(levels):,} categories)" for name, levels in self.categories.items()}
+        kinds |= {name: f" ({unit})" for name, unit in self.units.items()}
+        return ", ".join(f"{name}{kinds.get(name, '')}" for name in self.columns)
+
     @classmethod
     def of(
         cls,

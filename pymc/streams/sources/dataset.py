@@ -21,6 +21,7 @@ import copy
 import os
 
 from collections.abc import Iterator, Sequence
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -172,16 +173,15 @@ class PathRows(DatasetRows):
                 f"table_source(pyarrow.dataset.dataset({paths[0]!r}, format=...)); Parquet files are "
                 f"read by parquet_source({paths[0]!r})."
             )
-        places = [Path(item).expanduser().absolute() for item in paths]
-        for place in places:
-            if not place.exists():
+        self._paths = [Path(item).expanduser().absolute() for item in paths]
+        for place in self._paths:
+            if not _matching(place):
                 raise FileNotFoundError(f"no file or folder at {place}.")
-        files = [file for place in places for file in _files_at(place)]
+        files = [file for place in self._places() for file in _files_at(place)]
         if not files:
             raise FileNotFoundError(f"no file in the folder {path}.")
         refuse_lakes(files)
         self._format = _format_of(path, files) if file_format is None else file_format
-        self._where: Any = str(places[0]) if len(places) == 1 else list(map(str, places))
         super().__init__(self._open(path), str(path))
 
     def files_now(self) -> tuple[str, ...]:
@@ -192,6 +192,9 @@ class PathRows(DatasetRows):
         except FileNotFoundError:
             return ()
 
+    def _places(self) -> list[Path]:
+        return [place for path in self._paths for place in _matching(path)]
+
     def _dataset_of(self, schema: Any = None) -> Any:
         import pyarrow.dataset as pads
 
@@ -201,7 +204,11 @@ class PathRows(DatasetRows):
         if file_format == "csv":  # a text that is missing is no category
             convert = ConvertOptions(strings_can_be_null=True)
             file_format = pads.CsvFileFormat(convert_options=convert)
-        return pads.dataset(self._where, format=file_format, partitioning="hive", schema=schema)
+        places = self._places()
+        where: Any = places[0] if places else self._paths[0]
+        if len(places) > 1:  # pyarrow takes a folder, or files
+            where = [str(file) for place in places for file in _files_at(place)]
+        return pads.dataset(where, format=file_format, partitioning="hive", schema=schema)
 
     def _open(self, path: Any) -> Any:
         import pyarrow as pa
@@ -235,6 +242,13 @@ class PathRows(DatasetRows):
                 )
         partitions = [field for field in data.schema if field.name not in schema.names]
         return self._dataset_of(pa.schema([*schema, *partitions]))
+
+
+def _matching(path: Path) -> list[Path]:
+    """List the files and folders that are at a path, or match a pattern."""
+    if path.exists() or not has_magic(str(path)):
+        return [path] if path.exists() else []
+    return [Path(name) for name in sorted(glob(str(path), recursive=True))]
 
 
 def _files_at(place: Path) -> list[Path]:

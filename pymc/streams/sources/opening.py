@@ -168,7 +168,8 @@ def _rows_of(data: Any, file_format: str | None) -> ArrowRows:
         return BlockRows(data)
     raise TypeError(
         "table_source takes paths, tables and functions that return tables; got "
-        f"{type(data).__name__}."
+        f"{type(data).__name__}. (Of a connection to a database: what a query returns; of DuckDB "
+        'connection.sql("SELECT ...").)'
     )
 
 

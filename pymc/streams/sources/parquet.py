@@ -267,6 +267,11 @@ class parquet_source:
     def units(self) -> dict[str, str]:
         return self.encoding.units
 
+    def __repr__(self) -> str:
+        return (
+            f"<parquet_source of {self.n_rows:,} rows in {len(self.files)} file(s): {self.encoding}>"
+        )
+
     def __iter__(self) -> Iterator[Columns]:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
         return self.read(epoch)

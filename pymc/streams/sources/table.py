@@ -47,7 +47,7 @@ class table_source:
     data : object
         One of:
 
-        - a path, or a list of paths, of files that :mod:`pyarrow.dataset` reads (CSV, Arrow IPC,
+        - a path, a pattern (``"rows/*.csv"``), or a list of these, of files that :mod:`pyarrow.dataset` reads (CSV, Arrow IPC,
           Feather, JSON, ORC, Parquet), or a folder of them, with hive partitions as columns. For
           Parquet files :class:`parquet_source` is faster, and can read row groups in random order;
         - a table: of pyarrow or polars, a pandas DataFrame, or a mapping of columns;
@@ -183,6 +183,10 @@ class table_source:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self.read(0)
+
+    def __repr__(self) -> str:
+        n_rows = "rows that were not counted" if self.n_rows is None else f"{self.n_rows:,} rows"
+        return f"<table_source of {n_rows} of {self._rows.name}: {self._encoding}>"
 
     def read(self, epoch: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Open an epoch, at row ``start`` if the source is seekable. All epochs are the same."""
