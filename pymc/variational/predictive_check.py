@@ -64,7 +64,8 @@ def predictive_check(
         What ``pm.fit`` returned; or a posterior, with ``model``: that of ``pm.sample`` on a sample
         of the rows, say.
     group : str, optional
-        A column of the stream: statistics are of the rows of each of its values.
+        A column of the stream: statistics are of the rows of each of its values. Those of a column
+        of keys are called by their categories.
     model : Model, optional
         The model. Default: that of the approximation, or of the context.
     var_name : str, optional
@@ -133,8 +134,9 @@ def predictive_check(
         for value, term in zip(values.tolist(), terms):
             groups.setdefault(value, CompensatedSum()).add(term)
         _check_number(groups)
+    levels = getattr(of.rows.source, "categories", {}).get(group)
     tables = {
-        int(value) if value.is_integer() else value: _table(sums.value, sample.mean(), cuts)
+        _name_of(value, levels): _table(sums.value, sample.mean(), cuts)
         for value, sums in sorted(groups.items())
     }
     return tables[0] if group is None else pd.concat(tables, names=[group])
@@ -154,6 +156,13 @@ def _place(rows: AllRows, group: str | None) -> int | None:
     if group is not None and group not in columns:
         raise ValueError(f"group={group!r} is no column of {rows.name}: {list(columns)}.")
     return None if group is None else columns.index(group)
+
+
+def _name_of(value: float, levels: np.ndarray | None) -> Any:
+    """Return what a group is called: the category that a code stands for, or its value."""
+    if levels is not None:
+        return levels[int(value)]
+    return int(value) if value.is_integer() else value
 
 
 def _observed_sample(rows: AllRows, observed: RowFunction, draw: Draw, seed: int) -> np.ndarray:

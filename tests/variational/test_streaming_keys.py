@@ -27,6 +27,7 @@ from pymc.variational.streaming import (
     model_of_rows,
     parquet_source,
     predict,
+    predictive_check,
     shuffle_buffer,
 )
 
@@ -141,6 +142,15 @@ def test_held_out_rows_are_scored_and_predicted_with_the_codes_of_the_model(
     assert block["sd"] == pytest.approx([np.sqrt(1 + float((effect**2).mean())), 1.0], rel=0.08)
     hour = rows["time"].dt.hour.to_numpy()
     assert block["mean"] == pytest.approx([0, 1] + (hour - 12) / 24, abs=0.15)
+
+
+def test_groups_of_replicated_data_are_called_by_their_keys(flights, fitted):
+    _, approx = fitted
+    frame = pd.concat(map(pd.read_parquet, sorted((flights / "train").glob("*.parquet"))))
+    check = predictive_check(approx, "carrier", n_draws=20, random_seed=1, progressbar=False)
+    means = check["observed"].xs("mean", level=1)
+    assert means.index.tolist() == sorted(CARRIERS)
+    np.testing.assert_allclose(means, frame.groupby("carrier")["late"].mean().sort_index())
 
 
 def test_a_key_that_the_model_does_not_know_is_named(flights, tmp_path):

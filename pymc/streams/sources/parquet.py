@@ -268,9 +268,7 @@ class parquet_source:
         return self.encoding.units
 
     def __repr__(self) -> str:
-        return (
-            f"<parquet_source of {self.n_rows:,} rows in {len(self.files)} file(s): {self.encoding}>"
-        )
+        return f"<parquet_source of {self.n_rows:,} rows in {len(self.files)} file(s): {self.encoding}>"
 
     def __iter__(self) -> Iterator[Columns]:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1

@@ -269,6 +269,11 @@ def test_a_duckdb_connection_with_a_state_of_its_own_is_refused(own):
         table_source(connection.sql("SELECT * FROM t"))
 
 
+def test_a_connection_is_told_what_to_pass():
+    with pytest.raises(TypeError, match=r"got DuckDBPyConnection.*connection\.sql\("):
+        table_source(require("duckdb").connect())
+
+
 def test_a_url_is_refused_with_what_reads_it():
     with pytest.raises(
         ValueError, match=r"table_source\(pyarrow.dataset.dataset\('s3://rows/a.csv'"
@@ -350,6 +355,37 @@ def test_a_file_that_is_added_is_noticed(files):
     shutil.rmtree("rows")
     with pytest.raises(RuntimeError, match="added or removed"):
         list(source)
+
+
+@pytest.mark.parametrize(
+    "paths", ["parts/*/*.csv", "parts/*", ["parts/a", "parts/b"], ["parts/a/1.csv", "parts/b"]]
+)
+def test_patterns_and_folders(paths, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, x in {"a/1": [1.0, 2.0], "b/2": [3.0], "b/3": [4.0]}.items():
+        Path(f"parts/{name}.csv").parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame({"x": x}).to_csv(f"parts/{name}.csv", index=False)
+    source = table_source(paths)
+    assert np.concatenate([block["x"] for block in source]).tolist() == [1.0, 2.0, 3.0, 4.0]
+    shutil.copy("parts/b/3.csv", "parts/b/4.csv")
+    with pytest.raises(RuntimeError, match=r"4\.csv: added or removed"):
+        list(source)
+    shutil.rmtree("parts")
+    with pytest.raises(RuntimeError, match="added or removed"):
+        list(source)
+    with pytest.raises(FileNotFoundError, match="no file or folder at"):
+        table_source(paths)
+
+
+def test_a_source_says_what_it_holds(files):
+    told = "1,000 rows of DataFrame: x, key (2 categories), t (s since 1970-01-01)>"
+    rows = pd.DataFrame({"x": np.arange(1000), "key": ["u", "v"] * 500})
+    rows["t"] = pd.to_datetime(rows["x"], unit="s")
+    assert repr(table_source(rows)) == f"<table_source of {told}"
+    rows.to_parquet("told.parquet")
+    told = told.replace("of DataFrame", "in 1 file(s)")
+    assert repr(parquet_source("told.parquet")) == f"<parquet_source of {told}"
+    assert "rows that were not counted of function" in repr(table_source(lambda: [rows]))
 
 
 @pytest.mark.parametrize("codes", [False, True])
