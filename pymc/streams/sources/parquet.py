@@ -80,13 +80,15 @@ class parquet_source:
     categories : mapping of str to sequence, optional
         The categories of columns, of integers or dates too: code ``i`` stands for the ``i``-th one.
         Those of another source, ``train.categories``, give both the same codes. Default: the
-        strings that occur, sorted by code point, which a pass at construction finds.
+        strings that occur, sorted by code point, which a pass at construction finds: also in rows
+        that ``missing="drop"`` leaves out, but not in those that ``filters`` does.
     unknown : value, or mapping of str to value, optional
         The category that stands for all values that are not among the categories. It comes last,
         unless it is one of them. Default: such a value is an error.
     time_unit : {"s", "D", "h", "min", "ms", "us", "ns"}
         The unit of times: of timestamps and dates since 1970-01-01, in UTC where they know their
-        time zone; of times of a day since midnight.
+        time zone; of times of a day since midnight. They become floats: 2**53 of a unit are told
+        apart, in nanoseconds 104 days.
     decimals : {"exact", "round"}
         Whether a decimal number that no float holds is an error, or rounded.
     filters : pyarrow.compute.Expression, optional

@@ -64,12 +64,13 @@ class table_source:
         Which rows to read: those for which it is true, ``pyarrow.dataset.field("x") > 0``.
     categories : mapping of str to sequence, optional
         Categories of columns of keys, in the order of their codes, such as the ``categories`` of
-        another source. Default: those of all rows, sorted.
+        another source. Default: those of all rows that ``filters`` leaves, sorted.
     unknown : value, or mapping of str to value, optional
         The category that stands for values that are not among the categories. Default: such a value
         is an error.
     time_unit : {"s", "D", "h", "min", "ms", "us", "ns"}
-        Unit of columns of times, which become floats.
+        Unit of columns of times, which become floats: 2**53 of a unit are told apart, in nanoseconds
+        104 days.
     decimals : {"exact", "round"}, default "exact"
         Whether a decimal number that a float does not hold is an error.
     missing : {"raise", "drop"}, default "raise"
