@@ -21,11 +21,13 @@ from typing import Any
 from pymc.streams.sources.arrow import ArrowRows, SeekableRows, from_pandas, schema_of
 from pymc.streams.sources.dataset import DatasetRows
 
-# What a DuckDB connection does not share with its cursors.
+# What a DuckDB connection does not share with its cursors; but for how its progress is shown, which
+# differs in each notebook.
 CONNECTION_STATE = """
 SELECT
     current_database(), current_schema(),
-    (SELECT string_agg(concat(name, '=', value), ';' ORDER BY name) FROM duckdb_settings()),
+    (SELECT string_agg(concat(name, '=', value), ';' ORDER BY name) FROM duckdb_settings()
+        WHERE NOT regexp_matches(name, 'progress_bar|profil')),
     (SELECT string_agg(concat(name, '=', value), ';' ORDER BY name) FROM duckdb_variables()),
     (SELECT string_agg(table_name, ';' ORDER BY table_name) FROM duckdb_tables() WHERE temporary),
     (SELECT string_agg(view_name, ';' ORDER BY view_name) FROM duckdb_views() WHERE temporary)

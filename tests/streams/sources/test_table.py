@@ -263,6 +263,7 @@ def test_a_duckdb_connection_with_a_state_of_its_own_is_refused(own):
     """On a cursor the same query would give other rows."""
     connection = require("duckdb").connect()
     connection.execute("CREATE TABLE t AS SELECT range AS x FROM range(10)")
+    connection.execute("SET enable_progress_bar = true")  # as it is in a notebook
     assert table_source(connection.sql("SELECT * FROM t")).n_rows == 10
     connection.execute(own)
     with pytest.raises(TypeError, match=r"(?s)of its own: .*table_source\(lambda"):
