@@ -13,6 +13,7 @@
 #   limitations under the License.
 """Does a fitted model give data like those that it was fitted to? Over all rows, in a pass."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def predictive_check(
         for value, term in zip(values.tolist(), terms):
             groups.setdefault(value, CompensatedSum()).add(term)
         _check_number(groups)
-    levels = getattr(of.rows.source, "categories", {}).get(group)
+    levels = getattr(of.rows.source, "categories", {}).get(group, ())
     tables = {
         _name_of(value, levels): _table(sums.value, sample.mean(), cuts)
         for value, sums in sorted(groups.items())
@@ -158,11 +159,11 @@ def _place(rows: AllRows, group: str | None) -> int | None:
     return None if group is None else columns.index(group)
 
 
-def _name_of(value: float, levels: np.ndarray | None) -> Any:
+def _name_of(value: float, levels: Sequence[Any]) -> Any:
     """Return what a group is called: the category that a code stands for, or its value."""
-    if levels is not None:
-        return levels[int(value)]
-    return int(value) if value.is_integer() else value
+    if not value.is_integer():
+        return value
+    return levels[int(value)] if 0 <= value < len(levels) else int(value)
 
 
 def _observed_sample(rows: AllRows, observed: RowFunction, draw: Draw, seed: int) -> np.ndarray:

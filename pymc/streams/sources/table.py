@@ -47,9 +47,10 @@ class table_source:
     data : object
         One of:
 
-        - a path, a pattern (``"rows/*.csv"``), or a list of these, of files that :mod:`pyarrow.dataset` reads (CSV, Arrow IPC,
-          Feather, JSON, ORC, Parquet), or a folder of them, with hive partitions as columns. For
-          Parquet files :class:`parquet_source` is faster, and can read row groups in random order;
+        - a path, a pattern (``"rows/*.csv"``), or a list of these, of files that
+          :mod:`pyarrow.dataset` reads (CSV, Arrow IPC, Feather, JSON, ORC, Parquet), or a folder of
+          them, with hive partitions as columns. For Parquet files :class:`parquet_source` is faster,
+          and can read row groups in random order;
         - a table: of pyarrow or polars, a pandas DataFrame, or a mapping of columns;
         - what makes tables in batches: a polars LazyFrame, a DuckDB relation, a dataset, scanner or
           open IPC file of pyarrow, a Hugging Face Dataset or IterableDataset, a DeltaTable, a Ray
