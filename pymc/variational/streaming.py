@@ -234,7 +234,7 @@ class StreamingDataset:
 
     Notes
     -----
-    Between fits a stream on files, arrays or tables holds its position and one batch: no thread,
+    Between fits a stream on a seekable source holds its position and one batch: no thread,
     no open file, no rows that were read ahead. It goes on where it was; :meth:`reset` takes it back
     to its beginning, so that a fit with the same ``random_seed`` gives the same result again. A stream
     on a function or iterator, which cannot be opened in the middle, keeps what was read ahead.
