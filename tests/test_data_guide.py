@@ -15,6 +15,7 @@
 
 import re
 import sqlite3
+import sys
 
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def rows(tmp_path, monkeypatch):
     feather.write_feather(table, "rows.feather", compression="uncompressed")
     frame.to_sql("rows", sqlite3.connect("rows.db"), index=False)
     np.save("x.npy", frame["x"])
-    return frame
+    yield frame
+    if "ray" in sys.modules:  # its workers are in this folder
+        sys.modules["ray"].shutdown()
 
 
 class IcebergTable:
