@@ -451,7 +451,9 @@ def prove() -> None:
         other = [x for x in carried if (tree / x).read_bytes() != (ROOT / x).read_bytes()]
         if other:
             raise ForkError(f"after the series {' '.join(other)} are not what stands here.")
-        sys.stdout.write(f"series: {len(mails)} commits apply with git am, and their tests pass\n")
+        sys.stdout.write(
+            f"series: {len(mails)} commits apply with git am, and their tests pass; those of the last are in make test\n"
+        )
 
 
 def lines_of(mail: Path) -> str:
